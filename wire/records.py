@@ -1,0 +1,228 @@
+"""The typed headers that cross the network.
+
+Every header is a `msgspec.Struct`, so decoding is typed and bounded: an attacker's
+msgpack cannot build anything but these. Fields may be added with a default; readers
+ignore fields they do not know.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+FinishReason: TypeAlias = Literal["stop", "length", "abort", "error", "repetition", "other"]
+TurnState: TypeAlias = Literal["sealed", "pending", "dropped"]
+
+
+class PolicySpan(msgspec.Struct, frozen=True):
+    """Tokens `[start, stop)` of a request were processed by policy `version`."""
+
+    version: str
+    start: int
+    stop: int
+
+
+class ChunkRef(msgspec.Struct, frozen=True):
+    """One staged piece of a record: `rows` rows, `nbytes` bytes, BLAKE3-16 `digest`."""
+
+    rows: int
+    nbytes: int
+    digest: bytes
+
+
+class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What was recorded for one choice of one request. Immutable once sealed."""
+
+    request_id: str
+    """The `id` that the OpenAI client saw (`chatcmpl-...`, `cmpl-...`), normalised."""
+    choice: int
+    """`choices[i].index` of the response."""
+    trajectory_id: str | None = None
+    """From `X-Session-ID`, `session_id` or `vllm_xargs.trajectory_id`, normalised."""
+    aliases: tuple[str, ...] = ()
+    """Other ids under which the request is found: the client's own `X-Request-Id`."""
+
+    model: str = ""
+    num_layers: int
+    """Decoder layers of the model; dense layers are all-zero planes."""
+    topk: int
+    num_experts: int
+    dtype: Literal["uint8", "uint16"]
+
+    prompt_len: int
+    completion_len: int
+    row_start: int = 0
+    """Token index of the first recorded row (`routed_experts_prompt_start`)."""
+    rows: int
+    """Recorded rows; `prompt_len + completion_len - 1 - row_start` when complete."""
+
+    finish_reason: FinishReason
+    policy_versions: tuple[PolicySpan, ...] = ()
+    engine_id: str = ""
+    """The recorder process."""
+    ordinal: int = 0
+    """Position of the request among those of its trajectory that this engine saw, from 0."""
+    started_at: float = 0.0
+    """Unix seconds at which the engine accepted the request."""
+
+    chunks: tuple[ChunkRef, ...]
+    token_digest: bytes
+    """BLAKE3-16 of the int32 little-endian token ids of prompt and completion."""
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one token's row."""
+        return self.num_layers * self.topk * (1 if self.dtype == "uint8" else 2)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and completion."""
+        return self.prompt_len + self.completion_len
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token that was fed to the model has its row."""
+        return self.rows == max(self.num_tokens - 1 - self.row_start, 0)
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk", tag_field="kind"):
+    """Ingest: rows `[first_row, first_row + rows)` of an upload. Payload: the rows, C order."""
+
+    upload_id: str
+    """The engine's own unique id of the request; two live requests never share it."""
+    request_id: str
+    choice: int
+    trajectory_id: str | None = None
+    seq: int
+    """Position of the chunk in its upload, from 0."""
+    first_row: int
+    rows: int
+    num_layers: int
+    topk: int
+    num_experts: int
+    dtype: Literal["uint8", "uint16"]
+    digest: bytes
+    aliases: tuple[str, ...] = ()
+    """As in the manifest, so that a request is found under them while it is pending."""
+
+
+class Seal(msgspec.Struct, frozen=True, kw_only=True, tag="seal", tag_field="kind"):
+    """Ingest: the upload is whole. Payload: the int32 token ids of prompt and completion."""
+
+    upload_id: str
+    manifest: RecordManifest
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True, tag="drop", tag_field="kind"):
+    """Ingest: the recorder lost this request. No payload."""
+
+    upload_id: str
+    request_id: str
+    choice: int
+    trajectory_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    reason: str
+    """`queue_full`, `store_unreachable`, `rejected`, `shutdown`, `internal_error`, ..."""
+    rows: int = 0
+    """Rows that were captured and are gone."""
+    engine_id: str = ""
+    ordinal: int = 0
+    started_at: float = 0.0
+
+
+class RoutesItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One record, or a slice of one, inside a `Routes` frame. Offsets are into its payload."""
+
+    manifest: RecordManifest
+    token_start: int
+    """Token index of the first row sent."""
+    rows: int
+    layer_start: int
+    layers: int
+    rows_offset: int
+    rows_nbytes: int
+    rows_digest: bytes
+    """BLAKE3-16 of the rows as sent."""
+    tokens_offset: int
+    tokens_nbytes: int
+    parent: int | None = None
+    """In a trajectory: index, among its turns, of the turn that holds the rows before."""
+
+
+class TurnStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a trajectory: what the store knows of it."""
+
+    request_id: str
+    choice: int
+    state: TurnState
+    reason: str = ""
+    """Why it was dropped."""
+    engine_id: str = ""
+    ordinal: int = 0
+    started_at: float = 0.0
+    rows_lost: int = 0
+    manifest: RecordManifest | None = None
+    """Present once sealed."""
+
+
+class FetchedTrajectory(msgspec.Struct, frozen=True, kw_only=True):
+    """One trajectory of a `Routes` frame: its turns in order; items follow the sealed ones."""
+
+    trajectory_id: str
+    turns: tuple[TurnStatus, ...]
+    items: tuple[int, ...]
+    """Indices into `Routes.items`, one for each sealed turn, in the order of `turns`."""
+
+
+class FetchFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """One id of a batch that could not be served."""
+
+    id: str
+    code: str
+    message: str
+
+
+class Routes(msgspec.Struct, frozen=True, kw_only=True, tag="routes", tag_field="kind"):
+    """Response: any number of records. Payload: their rows and token ids, each 64-aligned."""
+
+    items: tuple[RoutesItem, ...]
+    trajectories: tuple[FetchedTrajectory, ...] = ()
+    failures: tuple[FetchFailure, ...] = ()
+
+
+class RequestKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to fetch in a batch."""
+
+    id: str
+    choice: int = 0
+
+
+class FetchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """JSON body of `POST /v1/fetch`; half-open ranges, `None` means all."""
+
+    requests: tuple[RequestKey, ...] = ()
+    trajectories: tuple[str, ...] = ()
+    layers: tuple[int, int] | None = None
+    tokens: tuple[int, int] | None = None
+    wait: float = 0.0
+    """Seconds to wait for what is still pending."""
+
+
+class FrameResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The store's answer to one ingested frame."""
+
+    status: Literal["staged", "sealed", "replayed", "noted", "refused"]
+    code: str = ""
+    """Error code when refused."""
+    message: str = ""
+
+
+class IngestResult(msgspec.Struct, frozen=True, kw_only=True):
+    """JSON answer of `POST /v1/ingest`: one result for each frame, in order."""
+
+    results: tuple[FrameResult, ...]
+
+
+IngestHeader: TypeAlias = Chunk | Seal | Drop
+Header: TypeAlias = Chunk | Seal | Drop | Routes

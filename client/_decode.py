@@ -1,0 +1,69 @@
+"""Frames to `RoutedExperts` and `Trajectory`; every digest is checked on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from routereplay.client.trajectory import Trajectory
+from routereplay.wire.digest import digest
+from routereplay.wire.errors import CorruptRecord, MalformedFrame
+from routereplay.wire.frame import decode_frame
+from routereplay.wire.records import Routes, RoutesItem
+from routereplay.wire.routes import RoutedExperts, check_rows, numpy_dtype
+
+_MAX_HEADER_BYTES = 64 * 1024 * 1024
+_TOKEN_DTYPE = np.dtype("<i4")
+
+
+def decode_routes(body: bytes) -> tuple[Routes, list[RoutedExperts]]:
+    """Decode a `Routes` frame into its header and one read-only `RoutedExperts` an item.
+
+    Raises:
+        WireError: the frame is malformed, or bytes differ from their digest.
+    """
+    header, payload = decode_frame(body, max_header_bytes=_MAX_HEADER_BYTES)
+    if not isinstance(header, Routes):
+        msg = f"expected a frame of routes, found {type(header).__name__}"
+        raise MalformedFrame(msg)
+    return header, [_decode_item(item, payload) for item in header.items]
+
+
+def decode_trajectories(body: bytes) -> tuple[Routes, list[Trajectory]]:
+    """Decode a `Routes` frame into its header and its trajectories."""
+    header, items = decode_routes(body)
+    return header, [
+        Trajectory(
+            fetched.trajectory_id,
+            tuple(items[index] for index in fetched.items),
+            tuple(turn for turn in fetched.turns if turn.state != "sealed"),
+        )
+        for fetched in header.trajectories
+    ]
+
+
+def _decode_item(item: RoutesItem, payload: memoryview) -> RoutedExperts:
+    manifest = item.manifest
+    where = f"{manifest.request_id} choice {manifest.choice}"
+    rows = payload[item.rows_offset : item.rows_offset + item.rows_nbytes]
+    dtype = numpy_dtype(manifest.dtype)
+    shape = (item.rows, item.layers, manifest.topk)
+    if len(rows) != item.rows_nbytes or len(rows) != np.prod(shape) * dtype.itemsize:
+        msg = f"{where}: {len(rows)} bytes of routes; expected {shape} of {manifest.dtype}"
+        raise MalformedFrame(msg)
+    if digest(rows) != item.rows_digest:
+        msg = f"{where}: the routes that arrived are not those the store sent"
+        raise CorruptRecord(msg)
+    tokens = payload[item.tokens_offset : item.tokens_offset + item.tokens_nbytes]
+    if digest(tokens) != manifest.token_digest:
+        msg = f"{where}: the token ids that arrived are not those that were recorded"
+        raise CorruptRecord(msg)
+    experts = np.frombuffer(rows, dtype).reshape(shape)
+    check_rows(experts, manifest.num_experts, where)
+    return RoutedExperts(
+        experts,
+        manifest,
+        np.frombuffer(tokens, _TOKEN_DTYPE),
+        item.token_start,
+        item.layer_start,
+        item.parent,
+    )

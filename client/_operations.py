@@ -1,0 +1,165 @@
+"""What the two clients do, written once without I/O.
+
+An operation is a generator: it yields `Call`s, is sent the answers, and returns its
+result. `RouteStoreClient` drives it with a blocking transport, `AsyncRouteStoreClient`
+with an asynchronous one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from routereplay.client._decode import decode_routes, decode_trajectories
+from routereplay.client.trajectory import Trajectory
+from routereplay.wire.errors import RouteStoreError, error_from_wire
+from routereplay.wire.ids import normalize_id
+from routereplay.wire.records import FetchFailure, FetchRequest, RequestKey
+from routereplay.wire.routes import RoutedExperts
+
+T = TypeVar("T")
+
+BATCH = 16
+"""Trajectories asked for in one request: enough to fill a stream, few enough to show progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP exchange; `wait_s` is how long the store was asked to wait before it answers."""
+
+    method: str
+    path: str
+    params: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    wait_s: float = 0.0
+
+
+Operation: TypeAlias = Generator[Call, bytes, T]
+Advance: TypeAlias = Callable[[int], object]
+
+
+def fetch_request(
+    request_id: str,
+    choice: int,
+    layers: range | None,
+    tokens: range | None,
+    wait_s: float,
+) -> Operation[RoutedExperts]:
+    """Fetch one choice of one request."""
+    params = {"choice": str(choice)} | _slices(layers, tokens) | _wait(wait_s)
+    path = f"/v1/requests/{_quoted(request_id)}/routes"
+    _, items = decode_routes((yield Call("GET", path, params, wait_s=wait_s)))
+    return items[0]
+
+
+def fetch_trajectory(
+    trajectory_id: str, layers: range | None, tokens: range | None, wait_s: float
+) -> Operation[Trajectory]:
+    """Fetch all turns of one trajectory in one frame."""
+    params = _slices(layers, tokens) | _wait(wait_s)
+    path = f"/v1/trajectories/{_quoted(trajectory_id)}/routes"
+    _, trajectories = decode_trajectories((yield Call("GET", path, params, wait_s=wait_s)))
+    return trajectories[0]
+
+
+def fetch_trajectories(
+    trajectory_ids: Iterable[str], layers: range | None, wait_s: float, advance: Advance
+) -> Operation[list[Trajectory]]:
+    """Fetch many trajectories, in the order asked for; raises once, naming all that failed."""
+    found: list[Trajectory] = []
+    failures: list[FetchFailure] = []
+    for batch in _batches([normalize_id(text) for text in trajectory_ids]):
+        body = FetchRequest(trajectories=tuple(batch), layers=_bounds(layers), wait=wait_s)
+        answer = yield _fetch_call(body)
+        header, trajectories = decode_trajectories(answer)
+        by_id = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
+        found.extend(by_id[text] for text in batch if text in by_id)
+        failures.extend(header.failures)
+        advance(len(batch))
+    _raise_failures(failures)
+    return found
+
+
+def fetch_requests(
+    keys: Iterable[str | tuple[str, int]], layers: range | None, wait_s: float, advance: Advance
+) -> Operation[list[RoutedExperts]]:
+    """Fetch many requests, in the order asked for; raises once, naming all that failed."""
+    found: list[RoutedExperts] = []
+    failures: list[FetchFailure] = []
+    for batch in _batches([_request_key(key) for key in keys]):
+        body = FetchRequest(requests=tuple(batch), layers=_bounds(layers), wait=wait_s)
+        header, items = decode_routes((yield _fetch_call(body)))
+        found.extend(items)
+        failures.extend(header.failures)
+        advance(len(batch))
+    _raise_failures(failures)
+    return found
+
+
+def get_json(path: str, item_id: str) -> Operation[dict[str, Any]]:
+    """Read a manifest."""
+    manifest: dict[str, Any] = msgspec.json.decode((yield Call("GET", path + _quoted(item_id))))
+    return manifest
+
+
+def delete(path: str, item_id: str) -> Operation[None]:
+    """Delete a request or a trajectory."""
+    yield Call("DELETE", path + _quoted(item_id))
+
+
+def error_of(status: int, body: bytes) -> Exception:
+    """Return the error that an answer of status 400 or above stands for."""
+    try:
+        problem = msgspec.json.decode(body, type=dict[str, Any])
+        return error_from_wire(problem["code"], problem["message"], problem.get("details") or {})
+    except (msgspec.DecodeError, KeyError):
+        msg = f"the store answered {status} without a problem document: {body[:200]!r}"
+        return RouteStoreError(msg, status=status)
+
+
+def _fetch_call(body: FetchRequest) -> Call:
+    return Call("POST", "/v1/fetch", body=msgspec.json.encode(body), wait_s=body.wait)
+
+
+def _raise_failures(failures: Sequence[FetchFailure]) -> None:
+    if failures:
+        first = failures[0]
+        listed = "; ".join(f"{f.id}: {f.code}, {f.message}" for f in failures[:20])
+        more = f" and {len(failures) - 20} more" if len(failures) > 20 else ""
+        msg = f"{len(failures)} of the ids asked for could not be fetched: {listed}{more}"
+        raise error_from_wire(first.code, msg, {"ids": [failure.id for failure in failures]})
+
+
+def _request_key(key: str | tuple[str, int]) -> RequestKey:
+    request_id, choice = (key, 0) if isinstance(key, str) else key
+    return RequestKey(id=normalize_id(request_id), choice=choice)
+
+
+def _batches(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+
+
+def _quoted(text: str) -> str:
+    return quote(normalize_id(text), safe="")
+
+
+def _bounds(span: range | None) -> tuple[int, int] | None:
+    if span is None:
+        return None
+    if span.step != 1:
+        msg = f"a slice of routes has step 1; got {span}"
+        raise ValueError(msg)
+    return span.start, span.stop
+
+
+def _slices(layers: range | None, tokens: range | None) -> dict[str, str]:
+    spans = {"layers": _bounds(layers), "tokens": _bounds(tokens)}
+    return {name: f"{span[0]}:{span[1]}" for name, span in spans.items() if span is not None}
+
+
+def _wait(wait_s: float) -> dict[str, str]:
+    return {"wait": f"{wait_s:g}"} if wait_s else {}

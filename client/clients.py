@@ -1,0 +1,298 @@
+"""`RouteStoreClient` and `AsyncRouteStoreClient`: one set of operations, two transports."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+from tqdm.auto import tqdm
+
+from routereplay.client import _operations as operations
+from routereplay.client._operations import Call, Operation
+from routereplay.client._retry import is_retryable, pauses
+from routereplay.client._transport import check, client_options, mapped, request_options
+from routereplay.client.trajectory import Trajectory
+from routereplay.wire.errors import RouteReplayError
+from routereplay.wire.routes import RoutedExperts
+
+T = TypeVar("T")
+
+_REQUESTS = "/v1/requests/"
+_TRAJECTORIES = "/v1/trajectories/"
+
+
+def _bar(total: int, unit: str, show: bool) -> Any:
+    return tqdm(total=total, unit=unit, desc="routes", disable=not show)
+
+
+class RouteStoreClient:
+    """Blocking client of the route store.
+
+    Args:
+        base_url: `http://127.0.0.1:8400`.
+        api_key: else `ROUTEREPLAY_API_KEY_FILE` or `ROUTEREPLAY_API_KEY`.
+        timeout_s: for one answer, apart from the time the store is asked to wait.
+        attempts: how often a call is tried while the store is unreachable or busy.
+        transport: an httpx transport, for tests or special networks.
+
+    Every method raises `RouteStoreError` for what the store refuses, `TransportError`
+    when no answer comes and `WireError` when the bytes are wrong.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8400",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        attempts: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._timeout_s = timeout_s
+        self._attempts = attempts
+        options = client_options(base_url, api_key, timeout_s)
+        self._http = httpx.Client(**options, transport=transport)
+
+    def fetch_request(
+        self,
+        request_id: str,
+        *,
+        choice: int = 0,
+        layers: range | None = None,
+        tokens: range | None = None,
+        wait_s: float = 0.0,
+    ) -> RoutedExperts:
+        """Return the routes of one choice of a request, `[tokens, layers, topk]`, read-only.
+
+        Args:
+            request_id: the `id` of the OpenAI response, or the client's own `X-Request-Id`.
+            choice: `choices[i].index`.
+            layers: 0-based decoder layers to fetch; all without.
+            tokens: positions in `prompt + completion` to fetch; all without.
+            wait_s: how long to wait while the request is unknown or not sealed.
+        """
+        return self._run(operations.fetch_request(request_id, choice, layers, tokens, wait_s))
+
+    def fetch_requests(
+        self,
+        keys: Sequence[str | tuple[str, int]],
+        *,
+        layers: range | None = None,
+        wait_s: float = 0.0,
+        progress: bool = False,
+    ) -> list[RoutedExperts]:
+        """Return the routes of many requests, given as ids or `(id, choice)`, in that order."""
+        with _bar(len(keys), "request", progress) as bar:
+            return self._run(operations.fetch_requests(keys, layers, wait_s, bar.update))
+
+    def fetch_trajectory(
+        self,
+        trajectory_id: str,
+        *,
+        layers: range | None = None,
+        tokens: range | None = None,
+        wait_s: float = 0.0,
+    ) -> Trajectory:
+        """Return all turns of one trajectory."""
+        return self._run(operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s))
+
+    def fetch_trajectories(
+        self,
+        trajectory_ids: Sequence[str],
+        *,
+        layers: range | None = None,
+        wait_s: float = 0.0,
+        progress: bool = False,
+    ) -> list[Trajectory]:
+        """Return many trajectories, in the order of `trajectory_ids`.
+
+        Raises once after all were tried; the error names every id that failed.
+        """
+        with _bar(len(trajectory_ids), "trajectory", progress) as bar:
+            return self._run(
+                operations.fetch_trajectories(trajectory_ids, layers, wait_s, bar.update)
+            )
+
+    def get_request(self, request_id: str) -> dict[str, Any]:
+        """Return what the store knows of a request: the state and manifest of each choice."""
+        return self._run(operations.get_json(_REQUESTS, request_id))
+
+    def get_trajectory(self, trajectory_id: str) -> dict[str, Any]:
+        """Return what the store knows of a trajectory, without its routes."""
+        return self._run(operations.get_json(_TRAJECTORIES, trajectory_id))
+
+    def delete_request(self, request_id: str) -> None:
+        """Delete all choices of a request."""
+        self._run(operations.delete(_REQUESTS, request_id))
+
+    def delete_trajectory(self, trajectory_id: str) -> None:
+        """Delete a trajectory and all its turns."""
+        self._run(operations.delete(_TRAJECTORIES, trajectory_id))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> RouteStoreClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, operation: Operation[T]) -> T:
+        try:
+            call = next(operation)
+            while True:
+                call = operation.send(self._send(call))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _send(self, call: Call) -> bytes:
+        for pause in pauses(self._attempts):
+            try:
+                return self._send_once(call)
+            except RouteReplayError as error:
+                if not is_retryable(error):
+                    raise
+            time.sleep(pause)
+        return self._send_once(call)
+
+    def _send_once(self, call: Call) -> bytes:
+        try:
+            return check(self._http.request(**request_options(call, self._timeout_s)))
+        except httpx.TransportError as error:
+            raise mapped(error, self._base_url) from error
+
+
+class AsyncRouteStoreClient:
+    """`RouteStoreClient` for asyncio: the same methods, awaited."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8400",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        attempts: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._timeout_s = timeout_s
+        self._attempts = attempts
+        options = client_options(base_url, api_key, timeout_s)
+        self._http = httpx.AsyncClient(**options, transport=transport)
+
+    async def fetch_request(
+        self,
+        request_id: str,
+        *,
+        choice: int = 0,
+        layers: range | None = None,
+        tokens: range | None = None,
+        wait_s: float = 0.0,
+    ) -> RoutedExperts:
+        """See `RouteStoreClient.fetch_request`."""
+        return await self._run(operations.fetch_request(request_id, choice, layers, tokens, wait_s))
+
+    async def fetch_requests(
+        self,
+        keys: Sequence[str | tuple[str, int]],
+        *,
+        layers: range | None = None,
+        wait_s: float = 0.0,
+        progress: bool = False,
+    ) -> list[RoutedExperts]:
+        """See `RouteStoreClient.fetch_requests`."""
+        with _bar(len(keys), "request", progress) as bar:
+            return await self._run(operations.fetch_requests(keys, layers, wait_s, bar.update))
+
+    async def fetch_trajectory(
+        self,
+        trajectory_id: str,
+        *,
+        layers: range | None = None,
+        tokens: range | None = None,
+        wait_s: float = 0.0,
+    ) -> Trajectory:
+        """See `RouteStoreClient.fetch_trajectory`."""
+        return await self._run(operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s))
+
+    async def fetch_trajectories(
+        self,
+        trajectory_ids: Iterable[str],
+        *,
+        layers: range | None = None,
+        wait_s: float = 0.0,
+        progress: bool = False,
+    ) -> list[Trajectory]:
+        """See `RouteStoreClient.fetch_trajectories`."""
+        ids = list(trajectory_ids)
+        with _bar(len(ids), "trajectory", progress) as bar:
+            return await self._run(operations.fetch_trajectories(ids, layers, wait_s, bar.update))
+
+    async def get_request(self, request_id: str) -> dict[str, Any]:
+        """See `RouteStoreClient.get_request`."""
+        return await self._run(operations.get_json(_REQUESTS, request_id))
+
+    async def get_trajectory(self, trajectory_id: str) -> dict[str, Any]:
+        """See `RouteStoreClient.get_trajectory`."""
+        return await self._run(operations.get_json(_TRAJECTORIES, trajectory_id))
+
+    async def delete_request(self, request_id: str) -> None:
+        """See `RouteStoreClient.delete_request`."""
+        await self._run(operations.delete(_REQUESTS, request_id))
+
+    async def delete_trajectory(self, trajectory_id: str) -> None:
+        """See `RouteStoreClient.delete_trajectory`."""
+        await self._run(operations.delete(_TRAJECTORIES, trajectory_id))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncRouteStoreClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _run(self, operation: Operation[T]) -> T:
+        try:
+            call = next(operation)
+            while True:
+                call = operation.send(await self._send(call))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _send(self, call: Call) -> bytes:
+        for pause in pauses(self._attempts):
+            try:
+                return await self._send_once(call)
+            except RouteReplayError as error:
+                if not is_retryable(error):
+                    raise
+            await asyncio.sleep(pause)
+        return await self._send_once(call)
+
+    async def _send_once(self, call: Call) -> bytes:
+        try:
+            return check(await self._http.request(**request_options(call, self._timeout_s)))
+        except httpx.TransportError as error:
+            raise mapped(error, self._base_url) from error

@@ -1,0 +1,266 @@
+"""Trajectories to a batch in the trainer's own layout, strictly.
+
+Shape legend: B sequences, S padded length, T rows of the batch, L layers, K topk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from routereplay.client.errors import MisalignedRoutes
+from routereplay.client.packed import ModelShape, PackedRoutes
+from routereplay.client.stitching import BranchPolicy, MissingPolicy, StitchedRoutes, stitch
+from routereplay.client.trajectory import Trajectory
+from routereplay.wire.errors import InvalidRoutes
+from routereplay.wire.routes import RoutedExperts
+
+Episode: TypeAlias = Trajectory | StitchedRoutes | RoutedExperts
+"""What can be packed: a trajectory, one that was stitched already, or a single request."""
+
+
+class _Slot(NamedTuple):
+    """Where one sequence lies in the batch."""
+
+    start: int
+    length: int
+
+
+def pack_thd(
+    episodes: Sequence[Episode],
+    token_ids: npt.ArrayLike | Sequence[npt.ArrayLike],
+    *,
+    cu_seqlens: npt.ArrayLike,
+    cu_seqlens_padded: npt.ArrayLike | None = None,
+    model: ModelShape | None = None,
+    missing: MissingPolicy = "raise",
+    branches: BranchPolicy = "raise",
+    loss_mask: npt.ArrayLike | None = None,
+) -> PackedRoutes:
+    """Pack routes for one THD row, as Megatron's `PackedSeqParams(qkv_format="thd")` has it.
+
+    Args:
+        episodes: one for each packed sequence, in order.
+        token_ids: `[T]`, the packed row; or one array for each sequence, unpadded.
+        cu_seqlens: `[B + 1]`, from 0: real lengths are its differences.
+        cu_seqlens_padded: `[B + 1]`, where the sequences start in the row and where it
+            ends; equal to `cu_seqlens` without.
+        model: raises unless every turn was recorded from a model of this shape.
+        missing, branches: see `stitch`.
+        loss_mask: `[T]`; see `stitch`.
+
+    Raises:
+        MisalignedRoutes, MissingRoutes, InvalidRoutes: naming trajectory, turn, position.
+        ValueError: the arguments contradict each other.
+    """
+    lengths = np.diff(_boundaries(cu_seqlens, len(episodes), "cu_seqlens"))
+    bounds = _boundaries(
+        cu_seqlens if cu_seqlens_padded is None else cu_seqlens_padded,
+        len(episodes),
+        "cu_seqlens_padded",
+    )
+    if (lengths > np.diff(bounds)).any():
+        msg = f"a sequence is longer than its padded slot: {lengths} against {np.diff(bounds)}"
+        raise ValueError(msg)
+    slots = [_Slot(int(start), int(n)) for start, n in zip(bounds[:-1], lengths, strict=True)]
+    rows = _split_thd(token_ids, slots, int(bounds[-1]))
+    masks = None if loss_mask is None else _split_thd(loss_mask, slots, int(bounds[-1]))
+    stitched = _stitch_all(episodes, rows, masks, missing, branches)
+    return _fill(stitched, slots, int(bounds[-1]), model)
+
+
+def pack_padded(
+    episodes: Sequence[Episode],
+    token_ids: npt.ArrayLike,
+    *,
+    lengths: npt.ArrayLike,
+    model: ModelShape | None = None,
+    missing: MissingPolicy = "raise",
+    branches: BranchPolicy = "raise",
+    loss_mask: npt.ArrayLike | None = None,
+) -> PackedRoutes:
+    """Pack routes for a right-padded batch; row `b * S + s` belongs to token `[b, s]`.
+
+    Args:
+        episodes: one for each sequence, in order.
+        token_ids: `[B, S]`.
+        lengths: `[B]` real lengths.
+        model: raises unless every turn was recorded from a model of this shape.
+        missing, branches: see `stitch`.
+        loss_mask: `[B, S]`; see `stitch`.
+
+    Raises:
+        MisalignedRoutes, MissingRoutes, InvalidRoutes: naming trajectory, turn, position.
+        ValueError: the arguments contradict each other.
+    """
+    tokens_BS = np.asarray(token_ids)
+    counts = np.asarray(lengths)
+    if tokens_BS.ndim != 2 or counts.shape != (len(tokens_BS),) or len(episodes) != len(counts):
+        msg = (
+            f"{len(episodes)} episodes, token_ids {tokens_BS.shape} and lengths {counts.shape}; "
+            "expected one row and one length for each episode"
+        )
+        raise ValueError(msg)
+    width = tokens_BS.shape[1]
+    if (counts < 0).any() or (counts > width).any():
+        msg = f"lengths {counts} do not fit rows of {width} tokens"
+        raise ValueError(msg)
+    slots = [_Slot(b * width, int(n)) for b, n in enumerate(counts)]
+    rows = [tokens_BS[b, :n] for b, n in enumerate(counts)]
+    masks = None
+    if loss_mask is not None:
+        masks_BS = np.asarray(loss_mask, dtype=bool)
+        masks = [masks_BS[b, :n] for b, n in enumerate(counts)]
+    stitched = _stitch_all(episodes, rows, masks, missing, branches)
+    return _fill(stitched, slots, tokens_BS.size, model)
+
+
+def balanced_experts(rows: int, layers: int, topk: int, num_experts: int) -> np.ndarray:
+    """Return `[rows, layers, topk]` ids for padding: distinct in a row, even over all experts.
+
+    Constant ids send every padding row to one expert-parallel rank, which is how peers
+    ran out of memory; zeros repeat an id inside a row, which dispatchers reject. The
+    ids walk through the experts in golden-ratio strides, so that even a few rows reach
+    experts on every rank.
+    """
+    if topk > num_experts:
+        msg = f"topk {topk} of {num_experts} experts cannot be distinct"
+        raise ValueError(msg)
+    stride = max(int(num_experts * 0.618), 1)
+    while np.gcd(stride, num_experts) != 1:
+        stride += 1
+    steps = np.arange(rows * layers * topk, dtype=np.int64).reshape(rows, layers, topk)
+    dtype = np.uint8 if num_experts <= 256 else np.uint16
+    return (steps * stride % num_experts).astype(dtype)
+
+
+def _boundaries(cu_seqlens: npt.ArrayLike, count: int, name: str) -> np.ndarray:
+    bounds = np.asarray(cu_seqlens).astype(np.int64)
+    if bounds.shape != (count + 1,) or bounds[0] != 0 or (np.diff(bounds) < 0).any():
+        msg = f"{name} for {count} episodes is [{count + 1}] integers rising from 0; got {bounds}"
+        raise ValueError(msg)
+    return bounds
+
+
+def _split_thd(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike], slots: list[_Slot], total: int
+) -> list[np.ndarray]:
+    """Cut a packed row into its sequences, or check that they come cut."""
+    if isinstance(values, (list, tuple)) and values and np.ndim(values[0]) == 1:
+        rows = [np.asarray(row) for row in values]
+        if [len(row) for row in rows] != [slot.length for slot in slots]:
+            msg = f"sequences of {[len(r) for r in rows]} tokens; cu_seqlens says {slots}"
+            raise ValueError(msg)
+        return rows
+    row = np.asarray(values).reshape(-1)
+    if len(row) != total:
+        msg = f"a packed row of {len(row)} tokens; cu_seqlens ends at {total}"
+        raise ValueError(msg)
+    return [row[slot.start : slot.start + slot.length] for slot in slots]
+
+
+def _stitch_all(
+    episodes: Sequence[Episode],
+    rows: list[np.ndarray],
+    masks: list[np.ndarray] | None,
+    missing: MissingPolicy,
+    branches: BranchPolicy,
+) -> list[StitchedRoutes]:
+    stitched = []
+    for index, (episode, tokens) in enumerate(zip(episodes, rows, strict=True)):
+        if isinstance(episode, StitchedRoutes):
+            _check_same_tokens(episode, tokens)
+            stitched.append(episode)
+            continue
+        trajectory = Trajectory.of(episode) if isinstance(episode, RoutedExperts) else episode
+        mask = None if masks is None else masks[index]
+        stitched.append(
+            stitch(trajectory, tokens, missing=missing, branches=branches, loss_mask=mask)
+        )
+    return stitched
+
+
+def _check_same_tokens(stitched: StitchedRoutes, tokens: np.ndarray) -> None:
+    if np.array_equal(stitched.token_ids, tokens):
+        return
+    length = min(len(tokens), len(stitched.token_ids))
+    differs = np.flatnonzero(stitched.token_ids[:length] != tokens[:length])
+    position = int(differs[0]) if differs.size else length
+    msg = (
+        f"trajectory {stitched.trajectory_id} was stitched for {len(stitched.token_ids)} other "
+        f"tokens than the {len(tokens)} to pack: first difference at position {position}"
+    )
+    raise MisalignedRoutes(msg, trajectory_id=stitched.trajectory_id, position=position)
+
+
+def _fill(
+    stitched: list[StitchedRoutes], slots: list[_Slot], total: int, model: ModelShape | None
+) -> PackedRoutes:
+    if not stitched:
+        msg = "nothing to pack: no episodes were given"
+        raise ValueError(msg)
+    first = stitched[0]
+    for routes in stitched:
+        _check_model(routes, first, model)
+    _, layers, topk = first.experts.shape
+    experts_TLK = np.empty((total, layers, topk), first.experts.dtype)
+    live = np.zeros(total, bool)
+    padding = np.ones(total, bool)
+    for routes, slot in zip(stitched, slots, strict=True):
+        span = slice(slot.start, slot.start + slot.length)
+        experts_TLK[span] = routes.experts
+        live[span] = routes.missing
+        padding[span] = False
+        _check_distinct(routes)
+    unrouted = live | padding
+    experts_TLK[unrouted] = balanced_experts(int(unrouted.sum()), layers, topk, first.num_experts)
+    return PackedRoutes(experts_TLK, live, padding, first.num_experts, first.layer_start)
+
+
+def _check_model(routes: StitchedRoutes, first: StitchedRoutes, model: ModelShape | None) -> None:
+    manifest = routes.turns[0]
+    found = ModelShape(manifest.num_layers, manifest.topk, manifest.num_experts)
+    same = (routes.layer_start, routes.experts.shape[1]) == (
+        first.layer_start,
+        first.experts.shape[1],
+    )
+    reference = first.turns[0]
+    expected = model or ModelShape(reference.num_layers, reference.topk, reference.num_experts)
+    if found != expected or not same:
+        msg = (
+            f"trajectory {routes.trajectory_id}: turn 0 ({manifest.request_id}) from position 0 "
+            f"was recorded from {found} with layers "
+            f"{routes.layer_start}:{routes.layer_start + routes.experts.shape[1]}; "
+            f"expected {expected} with layers "
+            f"{first.layer_start}:{first.layer_start + first.experts.shape[1]}"
+        )
+        raise InvalidRoutes(msg, trajectory_id=routes.trajectory_id)
+
+
+def _check_distinct(routes: StitchedRoutes) -> None:
+    """Raise if a recorded row names an expert twice; all-zero planes are dense layers."""
+    recorded = ~routes.missing
+    topk = routes.experts.shape[2]
+    if topk < 2 or not recorded.any():
+        return
+    # Expert-major, so that each comparison runs over contiguous memory.
+    ids_KTL = np.ascontiguousarray(routes.experts.transpose(2, 0, 1))
+    repeated_TL = np.zeros(ids_KTL.shape[1:], bool)
+    for left in range(topk):
+        for right in range(left + 1, topk):
+            repeated_TL |= ids_KTL[left] == ids_KTL[right]
+    dense_L = ~routes.experts.any(axis=(0, 2))
+    repeated_TL &= recorded[:, None] & ~dense_L
+    if not repeated_TL.any():
+        return
+    position, plane = (int(found[0]) for found in np.nonzero(repeated_TL))
+    turn = int(routes.source[position])
+    msg = (
+        f"trajectory {routes.trajectory_id}: turn {turn} ({routes.turns[turn].request_id}), "
+        f"position {position}, layer {routes.layer_start + plane}: experts "
+        f"{routes.experts[position, plane].tolist()} repeat an id; a router picks distinct ones"
+    )
+    raise InvalidRoutes(msg, trajectory_id=routes.trajectory_id, turn=turn, position=position)

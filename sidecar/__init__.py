@@ -1,0 +1,1 @@
+"""The route store service: FastAPI in front of Redis or Valkey."""

@@ -1,0 +1,106 @@
+"""Routes as a frame, as `.npz`, or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.responses import Response, StreamingResponse
+
+from routereplay.sidecar import fetch
+from routereplay.sidecar.api.params import Format
+from routereplay.sidecar.metrics import Metrics
+from routereplay.wire.errors import BadRequest
+from routereplay.wire.routes import numpy_dtype
+from routereplay.wire.version import MEDIA_TYPE
+
+MAX_CONVERTED_BYTES = 64 * 1024 * 1024
+"""Routes that are converted to npz or JSON; longer ones go out as a frame only."""
+
+
+async def answer(found: fetch.Response, form: Format, metrics: Metrics) -> Response:
+    """Return what was found in the form that was asked for."""
+    if form == "routes":
+        return await _frame(found, metrics)
+    nbytes = sum(ready.part.nbytes for ready in found.items)
+    if nbytes > MAX_CONVERTED_BYTES:
+        msg = (
+            f"{nbytes} bytes of routes are too many for format={form} (at most "
+            f"{MAX_CONVERTED_BYTES}); narrow tokens= or layers=, or leave out format="
+        )
+        raise BadRequest(msg)
+    arrays = [await _rows(found, ready) for ready in found.items]
+    if form == "npz":
+        body = await asyncio.to_thread(_npz, found, arrays)
+        return Response(body, media_type="application/zip")
+    body = await asyncio.to_thread(_json, found, arrays)
+    return Response(body, media_type="application/json")
+
+
+async def _frame(found: fetch.Response, metrics: Metrics) -> Response:
+    head, payload_bytes = found.head()
+    length = len(head) + payload_bytes
+    metrics.sent_bytes.inc(length)
+    if found.is_kept:
+        payload = [bytes(buffer) async for buffer in found.payload()]
+        return Response(b"".join([head, *payload]), media_type=MEDIA_TYPE)
+
+    async def body() -> AsyncIterator[bytes]:
+        # An error from here on ends the connection short of Content-Length: no client
+        # can take what it has for an answer.
+        yield head
+        async for buffer in found.payload():
+            yield bytes(buffer)
+
+    headers = {"Content-Length": str(length)}
+    return StreamingResponse(body(), headers=headers, media_type=MEDIA_TYPE)
+
+
+async def _rows(found: fetch.Response, ready: fetch.Ready) -> np.ndarray:
+    """Return an item's rows, `[tokens, layers, topk]`."""
+    part, manifest = ready.part, ready.part.manifest
+    rows = b"".join([bytes(buffer) async for buffer in found.rows(ready)])
+    return np.frombuffer(rows, numpy_dtype(manifest.dtype)).reshape(
+        part.rows, part.layer_stop - part.layer_start, manifest.topk
+    )
+
+
+def _npz(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
+    """Return arrays `experts`, `token_ids`, `token_start`, `layer_start`.
+
+    In a trajectory each name carries the index of its turn among the sealed ones,
+    `experts_0`, with `parent_0` beside it: -1 for a turn that no other supplies.
+    """
+    named: dict[str, Any] = {}
+    for number, (ready, rows) in enumerate(zip(found.items, arrays, strict=True)):
+        suffix = f"_{number}" if found.trajectories else ""
+        named[f"experts{suffix}"] = rows
+        named[f"token_ids{suffix}"] = np.frombuffer(ready.tokens, "<i4")
+        named[f"token_start{suffix}"] = np.int64(ready.part.token_start)
+        named[f"layer_start{suffix}"] = np.int64(ready.part.layer_start)
+        if found.trajectories:
+            named[f"parent{suffix}"] = np.int64(-1 if ready.parent is None else ready.parent)
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **named)
+    return file.getvalue()
+
+
+def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
+    items = [
+        {
+            "manifest": ready.part.manifest,
+            "token_start": ready.part.token_start,
+            "layer_start": ready.part.layer_start,
+            "parent": ready.parent,
+            "token_ids": np.frombuffer(ready.tokens, "<i4").tolist(),
+            "experts": rows.tolist(),
+        }
+        for ready, rows in zip(found.items, arrays, strict=True)
+    ]
+    return msgspec.json.encode(
+        {"items": items, "trajectories": found.trajectories, "failures": found.failures}
+    )

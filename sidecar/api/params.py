@@ -1,0 +1,76 @@
+"""Query parameters and the runtime behind a request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from routereplay.sidecar.reading import Range
+from routereplay.sidecar.runtime import Runtime
+from routereplay.sidecar.service import RouteStore
+from routereplay.wire.errors import BadRequest, StoreUnavailable
+
+_RANGE = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
+
+Format: TypeAlias = Literal["routes", "npz", "json"]
+RangeText = Annotated[str | None, Query(description="half-open `a:b`; either side may be empty")]
+WaitText = Annotated[float, Query(ge=0, description="seconds to wait until it is sealed")]
+
+
+def runtime_of(request: Request) -> Runtime:
+    """Return the runtime of the app that serves `request`."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+def store_of(request: Request) -> RouteStore:
+    """Return the store of the app that serves `request`."""
+    return runtime_of(request).store
+
+
+def parse_range(name: str, text: str | None) -> Range | None:
+    """Return `a:b` as a pair; an empty end is None.
+
+    Raises:
+        BadRequest: it is no range, or ends before it begins.
+    """
+    if text is None:
+        return None
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        msg = f"{name}={text[:40]!r} is no range; expected a:b with whole numbers, as in 0:24"
+        raise BadRequest(msg)
+    start = int(match[1] or 0)
+    stop = int(match[2]) if match[2] else None
+    if stop is not None and stop < start:
+        msg = f"{name}={text!r} ends before it begins"
+        raise BadRequest(msg)
+    return start, stop
+
+
+def left(request: Request) -> Callable[[], Awaitable[bool]]:
+    """Return what tells whether the client of `request` has left.
+
+    It raises `StoreUnavailable` once the server stops, so that a stop need not wait for
+    readers that wait, and they know to ask again.
+    """
+    runtime = runtime_of(request)
+
+    async def has_left() -> bool:
+        if runtime.stopping:
+            msg = "the store is stopping; ask again when it is back"
+            raise StoreUnavailable(msg)
+        return await request.is_disconnected()
+
+    return has_left
+
+
+def json_answer(value: Any, status: int = 200) -> Response:
+    """Return a value of the contract as JSON; digests are base64."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

@@ -1,0 +1,86 @@
+"""Errors as `application/problem+json` (RFC 9457), from the one table of the contract."""
+
+from __future__ import annotations
+
+import logging
+import random
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from routereplay.sidecar.runtime import Runtime
+from routereplay.wire.errors import (
+    HTTP_STATUS,
+    RETRYABLE_CODES,
+    BadRequest,
+    RouteReplayError,
+)
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_TYPE = "application/problem+json"
+_RETRY_AFTER_MAX_S = 3
+
+
+def status_of(error: type[RouteReplayError]) -> int:
+    """Return the HTTP status of an error class; 500 for one that is not of the contract."""
+    return HTTP_STATUS.get(error, 500)
+
+
+def problem(status: int, code: str, message: str, details: dict[str, Any]) -> Response:
+    """Return one problem; those that pass by themselves carry Retry-After."""
+    body = {
+        "type": f"urn:routereplay:error:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "message": message,
+        "details": details,
+    }
+    headers = {}
+    if code in RETRYABLE_CODES:
+        # Spread, so that all recorders do not come back in the same second.
+        headers["Retry-After"] = str(random.randint(1, _RETRY_AFTER_MAX_S))
+    return Response(msgspec.json.encode(body), status, headers, PROBLEM_TYPE)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error, expected or not, with a problem."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RouteReplayError):
+            raise error
+        runtime: Runtime = request.app.state.runtime
+        runtime.metrics.errors.labels(error.code).inc()
+        status = status_of(type(error))
+        if status >= 500:
+            logger.error("%s %s: %s", request.method, error.code, error.message)
+        return problem(status, error.code, error.message, error.details)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return await known(request, BadRequest(found))
+
+    async def http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        # Not `not_found`: that code says that the store never saw an id.
+        code = "no_such_endpoint" if error.status_code == 404 else "http"
+        message = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+        return problem(error.status_code, code, message, {})
+
+    async def unexpected(_: Request, error: Exception) -> Response:
+        message = f"the store failed in a way it does not know: {type(error).__name__}"
+        return problem(500, "internal", message, {})
+
+    app.add_exception_handler(RouteReplayError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

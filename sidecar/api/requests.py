@@ -1,0 +1,58 @@
+"""One request: its manifest, its routes, its end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from routereplay.sidecar.api.answers import answer
+from routereplay.sidecar.api.params import (
+    Format,
+    RangeText,
+    WaitText,
+    json_answer,
+    left,
+    parse_range,
+    runtime_of,
+    store_of,
+)
+
+router = APIRouter(prefix="/v1/requests", tags=["requests"])
+
+
+@router.get("/{request_id}", summary="All choices of a request and their state")
+async def describe(request: Request, request_id: str) -> Response:
+    """Return the manifest of every choice, or what became of the request."""
+    return json_answer(await store_of(request).describe_request(request_id))
+
+
+@router.get("/{request_id}/routes", summary="The routes of one choice")
+async def routes(
+    request: Request,
+    request_id: str,
+    choice: Annotated[int, Query(ge=0)] = 0,
+    layers: RangeText = None,
+    tokens: RangeText = None,
+    wait: WaitText = 0.0,
+    format: Format = "routes",
+) -> Response:
+    """Return one `routes` frame with one item."""
+    runtime = runtime_of(request)
+    with runtime.metrics.waiting.track_inprogress():
+        found = await runtime.store.fetch_request(
+            request_id,
+            choice,
+            tokens=parse_range("tokens", tokens),
+            layers=parse_range("layers", layers),
+            wait_s=wait,
+            gone=left(request),
+        )
+    return await answer(found, format, runtime.metrics)
+
+
+@router.delete("/{request_id}", summary="Delete every choice of a request")
+async def delete(request: Request, request_id: str) -> Response:
+    """Return how many choices were deleted."""
+    return json_answer({"deleted": await store_of(request).delete_request(request_id)})

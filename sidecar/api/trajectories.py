@@ -1,0 +1,54 @@
+"""One trajectory: its turns, their routes, its end."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from routereplay.sidecar.api.answers import answer
+from routereplay.sidecar.api.params import (
+    Format,
+    RangeText,
+    WaitText,
+    json_answer,
+    left,
+    parse_range,
+    runtime_of,
+    store_of,
+)
+
+router = APIRouter(prefix="/v1/trajectories", tags=["trajectories"])
+
+
+@router.get("/{trajectory_id}", summary="Turns in order, coverage, policy versions")
+async def describe(request: Request, trajectory_id: str) -> Response:
+    """Return the turns of a trajectory, or what became of it."""
+    return json_answer(await store_of(request).describe_trajectory(trajectory_id))
+
+
+@router.get("/{trajectory_id}/routes", summary="Each turn's new rows, in one frame")
+async def routes(
+    request: Request,
+    trajectory_id: str,
+    layers: RangeText = None,
+    tokens: RangeText = None,
+    wait: WaitText = 0.0,
+    format: Format = "routes",
+) -> Response:
+    """Return one `routes` frame with an item for each sealed turn."""
+    runtime = runtime_of(request)
+    with runtime.metrics.waiting.track_inprogress():
+        found = await runtime.store.fetch_trajectory(
+            trajectory_id,
+            tokens=parse_range("tokens", tokens),
+            layers=parse_range("layers", layers),
+            wait_s=wait,
+            gone=left(request),
+        )
+    return await answer(found, format, runtime.metrics)
+
+
+@router.delete("/{trajectory_id}", summary="Delete every turn of a trajectory")
+async def delete(request: Request, trajectory_id: str) -> Response:
+    """Return how many turns were deleted."""
+    return json_answer({"deleted": await store_of(request).delete_trajectory(trajectory_id)})

@@ -1,0 +1,47 @@
+"""`create_app`: the HTTP face of one route store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from routereplay.sidecar.api import fetch, health, ingest, pages, requests, trajectories
+from routereplay.sidecar.api.observe import Observe
+from routereplay.sidecar.api.problems import install_handlers
+from routereplay.sidecar.runtime import Runtime
+from routereplay.sidecar.settings import Settings
+from routereplay.sidecar.version import package_version
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the app; its lifespan opens the store and closes it.
+
+    Raises (on startup):
+        EngineStartError, EngineMisconfigured: see `Runtime.open`.
+    """
+    runtime = Runtime(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.open()
+        try:
+            yield
+        finally:
+            await runtime.close()
+
+    app = FastAPI(
+        title="routereplay route store",
+        version=package_version(),
+        lifespan=lifespan,
+        # FastAPI's own pages load their scripts from a CDN; ours work without a network.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.runtime = runtime
+    install_handlers(app)
+    for module in (ingest, requests, trajectories, fetch, health, pages):
+        app.include_router(module.router)
+    app.add_middleware(Observe, metrics=runtime.metrics)
+    return app

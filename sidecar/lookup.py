@@ -1,0 +1,144 @@
+"""From an id to what the index knows of it, now or as soon as it is sealed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from routereplay.sidecar.store import keys
+from routereplay.sidecar.store.base import Index, RecordStatus
+from routereplay.wire.errors import (
+    NotFound,
+    RoutesDeleted,
+    RoutesDropped,
+    RoutesExpired,
+    RoutesPending,
+    RouteStoreError,
+)
+from routereplay.wire.ids import normalize_id
+
+T = TypeVar("T")
+
+_FIRST_DELAY_S = 0.05
+_LAST_DELAY_S = 0.25
+
+Gone = Callable[[], Awaitable[bool]]
+"""Tells whether the client that waits has left."""
+
+
+async def never_gone() -> bool:
+    """Stand for a caller that does not leave."""
+    return False
+
+
+class Lookup:
+    """Finds requests and trajectories under any id that a client may know them by."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    async def request(self, request_id: str) -> list[RecordStatus]:
+        """Return the status of every choice of a request, or raise `NotFound`."""
+        name = normalize_id(request_id)
+        pointer = await self._index.locate(name)
+        found = [] if pointer is None else await self._index.request(pointer)
+        if not found:
+            what = f"request {name}"
+            raise _unknown(what, name)
+        return found
+
+    async def sealed(self, request_id: str, choice: int) -> RecordStatus:
+        """Return the sealed record of one choice, or raise what it is instead."""
+        for status in await self.request(request_id):
+            if status.key.choice == choice:
+                if status.state != "sealed":
+                    raise state_error(status)
+                return status
+        name = normalize_id(request_id)
+        what = f"request {name}, choice {choice}"
+        raise _unknown(what, name)
+
+    async def trajectory(self, trajectory_id: str) -> list[RecordStatus]:
+        """Return the status of every turn of a trajectory in order, or raise `NotFound`."""
+        name = normalize_id(trajectory_id)
+        found = await self._index.trajectory(keys.trajectory_tag(name))
+        if not found:
+            what = f"trajectory {name}"
+            raise _unknown(what, name)
+        return found
+
+
+def require_sealed(turns: list[RecordStatus]) -> None:
+    """Raise the state of a trajectory of which nothing is sealed."""
+    if any(turn.state == "sealed" for turn in turns):
+        return
+    # Pending first: it is the one state that a caller can wait out.
+    raise state_error(min(turns, key=lambda turn: turn.state != "pending"))
+
+
+def settled(turns: list[RecordStatus]) -> bool:
+    """Tell whether no turn is on its way."""
+    return all(turn.state != "pending" for turn in turns)
+
+
+async def wait_for(
+    look: Callable[[], Awaitable[T]],
+    *,
+    wait_s: float,
+    done: Callable[[T], bool] = lambda _: True,
+    gone: Gone = never_gone,
+) -> T:
+    """Look until something is there and done, `wait_s` is over, or the client left.
+
+    The engine is asked again after 50 ms and then ever more rarely, up to 250 ms.
+
+    Raises:
+        NotFound, RoutesPending: still so at the end.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + wait_s
+    delay = _FIRST_DELAY_S
+    while True:
+        error: RouteStoreError | None = None
+        try:
+            found = await look()
+            if done(found):
+                return found
+        except (NotFound, RoutesPending) as reason:
+            error = reason
+        left = deadline - clock()
+        if left <= 0 or await gone():
+            if error is not None:
+                raise error
+            return found
+        await asyncio.sleep(min(delay, left))
+        delay = min(delay * 1.5, _LAST_DELAY_S)
+
+
+def state_error(status: RecordStatus) -> RouteStoreError:
+    """Return the error for a record that is not sealed."""
+    key, entry = status.key, status.entry
+    what = f"request {key.request_id}, choice {key.choice}"
+    details = {"request_id": key.request_id, "choice": key.choice}
+    match status.state:
+        case "pending":
+            return RoutesPending(f"{what}: still being recorded; ask again or use wait=", **details)
+        case "expired":
+            return RoutesExpired(f"{what}: its routes were stored and have expired", **details)
+        case "deleted":
+            return RoutesDeleted(f"{what}: its routes were deleted on request", **details)
+        case "dropped":
+            msg = f"{what}: the recorder lost its routes: {entry.reason}"
+            return RoutesDropped(msg, reason=entry.reason, rows_lost=entry.rows_lost, **details)
+        case "sealed":
+            msg = f"{what} is sealed: there is no error to report"
+            raise ValueError(msg)
+
+
+def _unknown(what: str, name: str) -> NotFound:
+    msg = (
+        f"{what}: never seen by this store. The recorder may not have sent it yet "
+        "(use wait=), or the server that answered it does not record here."
+    )
+    return NotFound(msg, id=name)

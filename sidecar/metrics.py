@@ -1,0 +1,62 @@
+"""Every metric of the sidecar, with its name and unit, in one place."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own so that two apps never share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.http_requests = Counter(
+            "routereplay_http_requests_total",
+            "HTTP requests answered.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self.http_seconds = Histogram(
+            "routereplay_http_request_seconds",
+            "Seconds from request to the end of the response; waits included.",
+            ["route"],
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+            registry=self.registry,
+        )
+        self.frames = Counter(
+            "routereplay_ingest_frames_total",
+            "Ingested frames by kind and by what became of them.",
+            ["kind", "status"],
+            registry=self.registry,
+        )
+        self.refused = Counter(
+            "routereplay_ingest_refused_total",
+            "Refused frames by error code.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.ingest_bytes = Counter(
+            "routereplay_ingest_bytes_total", "Bytes of ingest bodies read.", registry=self.registry
+        )
+        self.inflight_bytes = Gauge(
+            "routereplay_ingest_inflight_bytes",
+            "Bytes of ingest bodies in memory.",
+            registry=self.registry,
+        )
+        self.sent_bytes = Counter(
+            "routereplay_fetch_bytes_total", "Bytes of route responses.", registry=self.registry
+        )
+        self.errors = Counter(
+            "routereplay_errors_total",
+            "Requests answered with an error, by code.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "routereplay_waiting_requests", "Reads that wait for a seal.", registry=self.registry
+        )
+
+    def render(self) -> bytes:
+        """Return the metrics in the Prometheus text format."""
+        text: bytes = generate_latest(self.registry)
+        return text

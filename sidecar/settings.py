@@ -1,0 +1,98 @@
+"""Settings of the sidecar: one frozen object, read once from `ROUTEREPLAY_*`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "ROUTEREPLAY_"
+MIB = 1024 * 1024
+_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "routereplay"
+
+
+def _default_max_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+class Settings(BaseSettings):
+    """Everything the sidecar can be told; field `ttl_s` is variable `ROUTEREPLAY_TTL_S`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8400, ge=0, le=65535)
+    """TCP port to listen on; 0 picks a free one."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    redis_url: SecretStr | None = None
+    """`redis://`, `rediss://` or `unix://` of a Redis 7.0+ or Valkey; none: an embedded one."""
+    durability: Literal["memory", "process"] = "process"
+    """What an acknowledged record survives: `process` a killed engine, `memory` only ours."""
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    """Where the embedded engine keeps its append-only file; unused with `memory`."""
+    max_memory_bytes: int = Field(default_factory=_default_max_memory_bytes, ge=32 * MIB)
+    """Memory of the embedded engine; full means 503 `store_full`, never eviction."""
+    engine_timeout_s: float = Field(default=2.0, gt=0, le=60)
+    """Longest wait for one answer of the engine."""
+    engine_connections: int = Field(default=64, ge=1)
+    """Connections to the engine at most."""
+
+    ttl_s: int = Field(default=4 * 3600, ge=1)
+    """Life of a sealed record."""
+    staging_ttl_s: int = Field(default=3600, ge=1)
+    """Life of a chunk that is not sealed: the longest generation that can be recorded."""
+    tombstone_ttl_s: int = Field(default=24 * 3600, ge=1)
+    """How much longer than the record its state is known: `expired`, not `not_found`."""
+    value_bytes: int = Field(default=MIB, ge=64 * 1024, le=MIB)
+    """Longest value in the engine; a longer one makes every other client wait."""
+
+    max_body_bytes: int = Field(default=64 * MIB, ge=1)
+    """Longest ingest body."""
+    max_inflight_bytes: int = Field(default=512 * MIB, ge=1)
+    """Ingest bodies in memory at one time; more are answered 503 before they are read."""
+    max_wait_s: float = Field(default=60.0, ge=0)
+    """Longest `wait=` of a read."""
+    max_fetch_ids: int = Field(default=1024, ge=1)
+    """Ids in one `POST /v1/fetch`."""
+    graceful_shutdown_s: int = Field(default=25, ge=1)
+    """How long a stopping server lets open requests end."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(_SCHEMES):
+            msg = f"expected a URL that begins with one of {', '.join(_SCHEMES)}"
+            raise ValueError(msg)
+        return url
+
+    @property
+    def index_ttl_s(self) -> int:
+        """Life of what tells an expired record from one that never was."""
+        return max(self.ttl_s, self.staging_ttl_s) + self.tombstone_ttl_s
+
+
+def misspelt_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return variables that look like a misspelt setting, with the setting they resemble.
+
+    The prefix is shared with the recorder, so a name that is merely unknown here says nothing.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    found = {}
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+            if close:
+                found[name] = close[0]
+    return found

@@ -1,0 +1,148 @@
+"""What the service needs of an engine: blobs by key, and an index that publishes them.
+
+Two interfaces, so that hours of routes can go to a file system or an object store while
+the index stays where an atomic step is cheap. Every method may raise `StoreUnavailable`
+or `StoreFull`; both may be retried with the same arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from routereplay.wire.digest import Buffer
+from routereplay.wire.records import RecordManifest
+
+EntryState: TypeAlias = Literal["pending", "sealed", "dropped", "deleted"]
+RecordState: TypeAlias = Literal["pending", "sealed", "dropped", "deleted", "expired"]
+StageOutcome: TypeAlias = Literal["staged", "replayed", "conflict", "deleted", "dropped"]
+SealOutcome: TypeAlias = Literal["sealed", "replayed", "conflict", "incomplete", "deleted"]
+
+NEVER_SEALED = "never_sealed"
+"""Reason of a record whose upload was begun, not sealed, and outlived by its staging time."""
+
+
+class RecordKey(NamedTuple):
+    """Where a record lives: everything of a trajectory shares one `tag`."""
+
+    tag: str
+    request_id: str
+    choice: int
+
+
+class Pointer(NamedTuple):
+    """Where an id or alias leads."""
+
+    tag: str
+    request_id: str
+
+
+class StagedChunk(msgspec.Struct, frozen=True, array_like=True):
+    """What an upload has staged at one position, and how it was split into values."""
+
+    first_row: int
+    rows: int
+    nbytes: int
+    digest: bytes
+    part_rows: int
+    """Rows in each value of the chunk but the last."""
+    num_layers: int
+    topk: int
+    num_experts: int
+    dtype: str
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the index remembers of a record beyond its life."""
+
+    engine_id: str = ""
+    ordinal: int = 0
+    started_at: float = 0.0
+    reason: str = ""
+    rows_lost: int = 0
+
+
+class StoredRecord(msgspec.Struct, frozen=True):
+    """A sealed record: its manifest and how its bytes were split into values."""
+
+    manifest: RecordManifest
+    upload_id: str
+    part_rows: tuple[int, ...]
+    """For each chunk of the manifest: rows in each of its values but the last."""
+    token_part_bytes: int
+
+
+class RecordStatus(NamedTuple):
+    """What the index knows of one choice of one request; `record` is there while sealed."""
+
+    key: RecordKey
+    state: RecordState
+    entry: Entry
+    upload_id: str
+    record: StoredRecord | None
+
+
+class SealRequest(NamedTuple):
+    """All that one atomic seal needs."""
+
+    key: RecordKey
+    record: StoredRecord
+    content: bytes
+    """Identity of the content: equal means a replay, different a conflict."""
+    entry: Entry
+    chunks: Sequence[StagedChunk]
+    """What must be staged at positions 0, 1, ..."""
+    blobs: Sequence[tuple[str, int]]
+    """Key and bytes of every value of the record."""
+
+
+class Blobs(Protocol):
+    """Values by key. A value never changes: its key holds the digest of its content."""
+
+    async def put(self, values: Sequence[tuple[str, Buffer]], ttl_s: int) -> None:
+        """Store values that live `ttl_s`; one that is there already stays and lives as long."""
+
+    async def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of keys of one tag, `None` for each that is gone."""
+
+
+class Index(Protocol):
+    """States of records; the only place where something becomes visible."""
+
+    async def stage(
+        self, key: RecordKey, upload_id: str, seq: int, chunk: StagedChunk, entry: Entry
+    ) -> StageOutcome:
+        """Note that an upload brings `chunk` at `seq`; its blobs are stored afterwards."""
+
+    async def staged(self, tag: str, upload_id: str) -> dict[int, StagedChunk]:
+        """Return what an upload has noted, by position."""
+
+    async def content(self, key: RecordKey) -> bytes | None:
+        """Return the content identity of a sealed record, or None."""
+
+    async def seal(self, request: SealRequest) -> SealOutcome:
+        """Make a record visible, whole, in one atomic step; or change nothing.
+
+        An index that shares its engine with the blobs checks that all of them are there,
+        and gives them the record's life, in the same step.
+        """
+
+    async def drop(self, key: RecordKey, upload_id: str, entry: Entry) -> None:
+        """Note that an upload is lost; a sealed record stays sealed."""
+
+    async def delete(self, status: RecordStatus, blobs: Sequence[str]) -> None:
+        """Remove a record and its blobs in one step and remember that it was deleted."""
+
+    async def claim(self, name: str, pointer: Pointer) -> Pointer:
+        """Lead `name` to `pointer`, unless it leads to a live record; return where it leads."""
+
+    async def locate(self, name: str) -> Pointer | None:
+        """Return where an id or alias leads."""
+
+    async def request(self, pointer: Pointer) -> list[RecordStatus]:
+        """Return the status of every choice of a request, in order of choice."""
+
+    async def trajectory(self, tag: str) -> list[RecordStatus]:
+        """Return the status of everything under a tag, in order of start."""

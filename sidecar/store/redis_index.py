@@ -1,0 +1,150 @@
+"""The index in Redis or Valkey: every change of state is one script on one hash slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+import redis.asyncio
+
+from routereplay.sidecar.store import keys
+from routereplay.sidecar.store.base import (
+    Entry,
+    Pointer,
+    RecordKey,
+    RecordStatus,
+    SealOutcome,
+    SealRequest,
+    StagedChunk,
+    StageOutcome,
+)
+from routereplay.sidecar.store.redis_engine import engine_errors, script_text
+from routereplay.sidecar.store.redis_status import decode_staged, read_statuses
+from routereplay.wire.digest import digest
+
+_encode = msgspec.msgpack.Encoder().encode
+
+BLOB_MARGIN_S = 60
+"""Values live this much longer than their record, so a visible record never lacks one."""
+
+
+class RedisIndex:
+    """States of records in one engine; see `store.base.Index`."""
+
+    def __init__(
+        self, client: redis.asyncio.Redis, *, ttl_s: int, staging_ttl_s: int, index_ttl_s: int
+    ) -> None:
+        self._client = client
+        self._ttl_s = ttl_s
+        self._staging_ttl_s = staging_ttl_s
+        self._index_ttl_s = index_ttl_s
+        self._scripts = {
+            name: client.register_script(script_text(name))
+            for name in ("stage", "seal", "drop", "delete", "claim")
+        }
+
+    async def stage(
+        self, key: RecordKey, upload_id: str, seq: int, chunk: StagedChunk, entry: Entry
+    ) -> StageOutcome:
+        """Note that an upload brings `chunk` at `seq`; its blobs are stored afterwards."""
+        arguments = [seq, _encode(chunk), key.choice, upload_id, _encode(entry), key.request_id]
+        arguments += [self._staging_ttl_s, self._index_ttl_s]
+        outcome = await self._run("stage", _state_keys(key, upload_id), arguments)
+        return cast("StageOutcome", outcome)
+
+    async def staged(self, tag: str, upload_id: str) -> dict[int, StagedChunk]:
+        """Return what an upload has noted, by position."""
+        with engine_errors():
+            fields = await self._client.hgetall(keys.upload(tag, upload_id))
+        return decode_staged(cast("dict[bytes, bytes]", fields))
+
+    async def content(self, key: RecordKey) -> bytes | None:
+        """Return the content identity of a sealed record, or None."""
+        with engine_errors():
+            found = await self._client.hget(keys.record(key), "content")
+        return cast("bytes | None", found)
+
+    async def seal(self, request: SealRequest) -> SealOutcome:
+        """Make a record visible, whole, in one atomic step; or change nothing."""
+        key, upload_id = request.key, request.record.upload_id
+        body = _encode(request.record)
+        arguments: list[Any] = [key.choice, upload_id, request.content, body, digest(body)]
+        arguments += [_encode(request.entry), key.request_id]
+        arguments += [self._ttl_s, self._ttl_s + BLOB_MARGIN_S, self._index_ttl_s]
+        arguments += [len(request.chunks), *map(_encode, request.chunks)]
+        arguments += [nbytes for _, nbytes in request.blobs]
+        names = [*_state_keys(key, upload_id), *(name for name, _ in request.blobs)]
+        return cast("SealOutcome", await self._run("seal", names, arguments))
+
+    async def drop(self, key: RecordKey, upload_id: str, entry: Entry) -> None:
+        """Note that an upload is lost; a sealed record stays sealed."""
+        arguments = [key.choice, upload_id, _encode(entry), key.request_id, self._index_ttl_s]
+        await self._run("drop", _state_keys(key, upload_id), arguments)
+
+    async def delete(self, status: RecordStatus, blobs: Sequence[str]) -> None:
+        """Remove a record and its blobs in one step and remember that it was deleted."""
+        key, upload_id = status.key, status.upload_id
+        names = [*_state_keys(key, upload_id)[:3], *blobs]
+        arguments = [key.choice, upload_id, _encode(status.entry), self._index_ttl_s]
+        await self._run("delete", names, arguments)
+
+    async def claim(self, name: str, pointer: Pointer) -> Pointer:
+        """Lead `name` to `pointer`, unless it leads to a live record; return where it leads."""
+        held = await self.locate(name)
+        if held is not None and held != pointer and await self._is_live(held):
+            return held
+        seen = "" if held is None else _pointer_text(held)
+        arguments = [seen, _pointer_text(pointer), self._index_ttl_s]
+        return _pointer(await self._run("claim", [keys.pointer(name)], arguments))
+
+    async def locate(self, name: str) -> Pointer | None:
+        """Return where an id or alias leads."""
+        with engine_errors():
+            text = await self._client.get(keys.pointer(name))
+        return None if text is None else _pointer(cast("bytes", text).decode())
+
+    async def request(self, pointer: Pointer) -> list[RecordStatus]:
+        """Return the status of every choice of a request, in order of choice."""
+        with engine_errors():
+            return await read_statuses(self._client, pointer.tag, [pointer.request_id])
+
+    async def trajectory(self, tag: str) -> list[RecordStatus]:
+        """Return the status of everything under a tag, in order of start."""
+        with engine_errors():
+            found = await self._client.smembers(keys.requests(tag))
+            names = [name.decode() for name in cast("set[bytes]", found)]
+            statuses = await read_statuses(self._client, tag, names)
+        return sorted(statuses, key=_order)
+
+    async def _is_live(self, held: Pointer) -> bool:
+        # Pending does not count: the first seal wins, not the first chunk.
+        return any(status.state == "sealed" for status in await self.request(held))
+
+    async def _run(self, name: str, names: list[str], arguments: Sequence[Any]) -> str:
+        with engine_errors():
+            answer: bytes = await self._scripts[name](keys=names, args=arguments)
+        return answer.decode()
+
+
+def _state_keys(key: RecordKey, upload_id: str) -> list[str]:
+    return [
+        keys.upload(key.tag, upload_id),
+        keys.status(key.tag, key.request_id),
+        keys.record(key),
+        keys.requests(key.tag),
+    ]
+
+
+def _order(status: RecordStatus) -> tuple[float, int, str, int]:
+    key, entry = status.key, status.entry
+    return entry.started_at, entry.ordinal, key.request_id, key.choice
+
+
+def _pointer_text(pointer: Pointer) -> str:
+    return f"{pointer.tag} {pointer.request_id}"
+
+
+def _pointer(text: str) -> Pointer:
+    tag, request_id = text.split(" ", 1)
+    return Pointer(tag, request_id)

@@ -1,0 +1,106 @@
+"""Reads the states that the scripts write, and what has become of them by time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import redis.asyncio
+
+from routereplay.sidecar.store import keys
+from routereplay.sidecar.store.base import (
+    NEVER_SEALED,
+    Entry,
+    RecordKey,
+    RecordState,
+    RecordStatus,
+    StagedChunk,
+    StoredRecord,
+)
+from routereplay.wire.digest import digest
+from routereplay.wire.errors import CorruptRecord
+
+_entries = msgspec.msgpack.Decoder(Entry)
+_records = msgspec.msgpack.Decoder(StoredRecord)
+_chunks = msgspec.msgpack.Decoder(StagedChunk)
+
+
+async def read_statuses(
+    client: redis.asyncio.Redis, tag: str, request_ids: Sequence[str]
+) -> list[RecordStatus]:
+    """Return the status of every choice of the requests, in two round trips.
+
+    Raises:
+        CorruptRecord: a state or a manifest is not what was written.
+    """
+    async with client.pipeline(transaction=False) as pipe:
+        for request_id in request_ids:
+            pipe.hgetall(keys.status(tag, request_id))
+        hashes = await pipe.execute() if request_ids else []
+    noted = [
+        (RecordKey(tag, request_id, int(choice)), value)
+        for request_id, fields in zip(request_ids, hashes, strict=True)
+        for choice, value in sorted(fields.items(), key=lambda item: int(item[0]))
+    ]
+    parsed = [(key, *_parse(value, key)) for key, value in noted]
+    async with client.pipeline(transaction=False) as pipe:
+        for key, _, upload_id, _ in parsed:
+            pipe.hmget(keys.record(key), ["body", "digest"])
+            pipe.exists(keys.upload(key.tag, upload_id))
+        answers = await pipe.execute() if parsed else []
+    return [
+        _status(key, state, upload_id, entry, answers[2 * i], bool(answers[2 * i + 1]))
+        for i, (key, state, upload_id, entry) in enumerate(parsed)
+    ]
+
+
+def decode_staged(fields: dict[bytes, bytes]) -> dict[int, StagedChunk]:
+    """Return an upload's chunks by position, or raise `CorruptRecord`."""
+    try:
+        return {int(seq): _chunks.decode(value) for seq, value in fields.items()}
+    except (msgspec.DecodeError, ValueError) as error:
+        msg = f"the store's notes of an upload cannot be read: {error}"
+        raise CorruptRecord(msg) from error
+
+
+def _status(
+    key: RecordKey,
+    state: str,
+    upload_id: str,
+    entry: Entry,
+    record: list[bytes | None],
+    has_upload: bool,
+) -> RecordStatus:
+    now: RecordState
+    match state:
+        case "sealed":
+            stored = _record(record, key)
+            now = "expired" if stored is None else "sealed"
+            return RecordStatus(key, now, entry, upload_id, stored)
+        case "pending" if not has_upload:
+            lost = msgspec.structs.replace(entry, reason=NEVER_SEALED)
+            return RecordStatus(key, "dropped", lost, upload_id, None)
+        case "pending" | "dropped" | "deleted":
+            return RecordStatus(key, state, entry, upload_id, None)
+        case _:
+            msg = f"the store's state of {key.request_id} choice {key.choice} is {state!r}"
+            raise CorruptRecord(msg, request_id=key.request_id, choice=key.choice)
+
+
+def _parse(value: bytes, key: RecordKey) -> tuple[str, str, Entry]:
+    try:
+        state, upload_id, packed = value.split(b" ", 2)
+        return state.decode(), upload_id.decode(), _entries.decode(packed)
+    except (msgspec.DecodeError, ValueError) as error:
+        msg = f"the store's state of {key.request_id} choice {key.choice} cannot be read: {error}"
+        raise CorruptRecord(msg, request_id=key.request_id, choice=key.choice) from error
+
+
+def _record(fields: list[bytes | None], key: RecordKey) -> StoredRecord | None:
+    body, expected = fields
+    if body is None and expected is None:
+        return None
+    if body is None or expected is None or digest(body) != expected:
+        msg = f"the manifest of {key.request_id} choice {key.choice} is not what was sealed"
+        raise CorruptRecord(msg, request_id=key.request_id, choice=key.choice)
+    return _records.decode(body)

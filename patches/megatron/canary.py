@@ -1,0 +1,144 @@
+"""The canary: does the router, asked itself, choose about what it is made to replay?
+
+Recorded and live choice agree on about nine of ten experts when rows, layers and weights
+are right (Megatron-LM issue 4168), and by chance alone when one of them is wrong. Every
+count can be right while each row executes its neighbour's experts; only this tells.
+
+One router call of a step also runs its live top-k. Its choice is held against the
+recorded experts as they are, and against what they would be if a known bug had arranged
+them: one row early or late, the plane of the layer before or behind, batch-major rows.
+Sums go to pinned memory on their own and are read a step later, so nothing waits. Only
+the first reading is awaited, so that training on shifted rows never takes a step.
+
+Shape legend: T rows, E experts, K topk, A arrangements, G stretches of rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from routereplay.patches.megatron.arrangements import arrangements
+from routereplay.patches.megatron.buffers import Fence
+from routereplay.patches.megatron.report import CanaryReading
+from routereplay.patches.megatron.staging import Microbatch
+from routereplay.patches.megatron.verdict import MIN_CHOICES, Comparison, judged
+
+_MAX_STRETCHES = 16
+
+
+class _Pending(NamedTuple):
+    comparison: Comparison
+    copied: Fence
+
+
+class Canary:
+    """Compares one router call of every `every`-th step of one model chunk.
+
+    Args:
+        every: steps between comparisons; 0 never compares.
+        layer_numbers: the layers (1-based) to look at, in turn.
+    """
+
+    def __init__(self, every: int, layer_numbers: Sequence[int]) -> None:
+        self._every = every
+        self._numbers = layer_numbers
+        self._step = 0
+        self._looked = 0
+        self._trusted = False
+        self._armed: int | None = None
+        self._pending: deque[_Pending] = deque()
+
+    def begin_step(self) -> None:
+        """Choose the layer of this step whose next call is compared, or none."""
+        self._step += 1
+        self._armed = None
+        if self._every and self._numbers and (self._step - 1) % self._every == 0:
+            self._armed = self._numbers[self._looked % len(self._numbers)]
+
+    def wants(self, layer_number: int) -> bool:
+        """Whether the next call of this layer's router is the one to compare."""
+        return layer_number == self._armed
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def compare(
+        self,
+        layer_number: int,
+        slot: int,
+        live_TK: torch.Tensor,
+        microbatch: Microbatch,
+        num_experts: int,
+    ) -> None:
+        """Start comparing a router's own choice `[rows, topk]` with plane `slot`."""
+        self._armed = None
+        if not live_TK.numel():
+            return
+        found = arrangements(microbatch, slot)
+        chosen_TE = torch.zeros(len(live_TK), num_experts, dtype=torch.bool, device=live_TK.device)
+        chosen_TE.scatter_(1, live_TK.long(), value=True)
+        # Ids under live rows may be anything; they are not counted.
+        hits_AT = torch.stack(
+            [
+                chosen_TE.gather(1, arrangement.ids_TK.long().clamp(0, num_experts - 1)).sum(1)
+                for arrangement in found
+            ]
+        )
+        counts_AT = torch.stack([arrangement.counts_T for arrangement in found])
+        stretches = min(max(live_TK.numel() // (2 * MIN_CHOICES), 1), _MAX_STRETCHES)
+        comparison = Comparison(
+            step=self._step,
+            layer_number=layer_number,
+            topk=live_TK.shape[1],
+            names=[arrangement.name for arrangement in found],
+            hits_AG=_to_host(_sum_stretches(hits_AT * counts_AT, stretches)),
+            rows_AG=_to_host(_sum_stretches(counts_AT, stretches)),
+        )
+        copied = Fence(live_TK.device)
+        copied.record()
+        self._pending.append(_Pending(comparison, copied))
+        self._looked += 1
+
+    def judge(self) -> list[CanaryReading]:
+        """Return the comparisons that are due at the end of a step, oldest first.
+
+        That of this step is due if it has arrived by itself, or if it is the first of
+        all; one of an earlier step always is.
+
+        Raises:
+            ReplayMisrouted: something else than "these are this token's experts" explains
+                the router's choice.
+        """
+        readings = []
+        while self._pending and self._is_due(self._pending[0]):
+            pending = self._pending.popleft()
+            pending.copied.wait()
+            readings.append(judged(pending.comparison))
+            self._trusted = True
+        return readings
+
+    def forget(self) -> None:
+        """Drop the comparison of a step that was not finished."""
+        self._armed = None
+        while self._pending and self._pending[-1].comparison.step == self._step:
+            self._pending.pop()
+
+    def _is_due(self, pending: _Pending) -> bool:
+        first = pending.comparison.step < self._step or not self._trusted
+        return first or pending.copied.has_passed()
+
+
+def _sum_stretches(values_AT: torch.Tensor, stretches: int) -> torch.Tensor:
+    rows = values_AT.shape[1]
+    length = -(-rows // stretches)
+    padded = torch.nn.functional.pad(values_AT.long(), (0, length * stretches - rows))
+    return padded.view(len(values_AT), stretches, length).sum(-1)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -1,0 +1,166 @@
+"""`ChunkReplay`: the routers of one model chunk and the microbatch that is open on it.
+
+Each virtual pipeline stage has its own: the schedule interleaves their microbatches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from routereplay.client.packed import PackedRoutes
+from routereplay.patches.megatron.canary import Canary
+from routereplay.patches.megatron.discovery import FoundChunk
+from routereplay.patches.megatron.errors import ReplayMismatch, ReplayStateError
+from routereplay.patches.megatron.layer import LayerReplay
+from routereplay.patches.megatron.placement import RouterRows, router_rows
+from routereplay.patches.megatron.prefetch import Staging
+from routereplay.patches.megatron.report import RowCounts
+from routereplay.patches.megatron.staging import Microbatch, ModelRouting
+
+
+class ChunkReplay:
+    """State of replay on one model chunk."""
+
+    def __init__(self, found: FoundChunk, staging: Staging, canary: Canary) -> None:
+        self.vp_stage = found.vp_stage
+        self.found = found
+        self.layers = tuple(
+            LayerReplay(self, slot, router.layer_number)
+            for slot, router in enumerate(found.routers)
+        )
+        self.canary = canary
+        self.current: Microbatch | None = None
+        self.opened = 0
+        """Microbatches begun in this step."""
+        self.prefetched = 0
+        """Of those, the ones that were staged ahead."""
+        self.trains = False
+        """Whether the forward runs with gradients, so that its checkpoints recompute."""
+        self.bypasses = 0
+        """Depth of nested `bypass()`."""
+        self._staging = staging
+        self._in_flight: list[Microbatch] = []
+        self._num_rows = 0
+        self._counts: torch.Tensor | None = None
+        """`[3]` int64: what `audit` counted in this step, on the stream that stages."""
+
+    def clear(self) -> None:
+        """Forget the step; buffers that it still holds are free again."""
+        self.current = None
+        self.opened = self.prefetched = self._num_rows = 0
+        self._counts = None
+        for microbatch in self._in_flight:
+            microbatch.forget()
+        self._in_flight.clear()
+        for layer in self.layers:
+            layer.clear()
+
+    def prefetch(self, packed: PackedRoutes, row_ids: torch.Tensor) -> None:
+        """Stage a microbatch ahead, on the worker thread."""
+        if self.layers:
+            self._staging.prefetch(self.vp_stage, packed, row_ids, *self._placed(row_ids))
+
+    def begin(self, packed: PackedRoutes, row_ids: torch.Tensor) -> None:
+        """Open the next microbatch, after the one before it was executed by every router."""
+        skipped = [layer.layer_number for layer in self.layers if layer.calls != self.opened]
+        if skipped:
+            msg = (
+                f"chunk {self.vp_stage}: microbatch {self.opened + 1} begins and the routers of "
+                f"layers {skipped} (1-based) have not executed microbatch {self.opened}"
+            )
+            raise ReplayStateError(msg, layers=skipped)
+        if self.layers:
+            self.current = self._open(packed, row_ids)
+        self.opened += 1
+        self.trains = torch.is_grad_enabled()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def enter_decoder(self, _decoder: Any, _inputs: Any) -> None:
+        """Note whether gradients are on, outside of every checkpoint of the decoder.
+
+        A forward pre-hook. Inside of a checkpoint gradients are off, as they are in a
+        pass for log-probs that a trainer runs under `torch.no_grad()`.
+        """
+        if not self.bypasses:
+            self.trains = torch.is_grad_enabled()
+
+    def findings(self) -> list[str]:
+        """Return what keeps the step from being whole; reads the device's counter once."""
+        where = f"chunk {self.vp_stage}"
+        found = [
+            f"{where}, layer {layer.layer_number} (1-based): {layer.calls} router calls for "
+            f"{self.opened} microbatches"
+            for layer in self.layers
+            if layer.calls != self.opened
+        ]
+        found += [
+            f"{where}, layer {layer.layer_number} (1-based): {layer.pending} checkpointed calls "
+            "were never recomputed; passes without backward run under torch.no_grad()"
+            for layer in self.layers
+            if layer.pending
+        ]
+        return found + self.faults()
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the rows that were staged."""
+        if not (faults := self._count()[0]):
+            return []
+        return [f"chunk {self.vp_stage}: {faults} rows {_FAULT}"]
+
+    def rows(self) -> RowCounts:
+        """Return how each row of the step's microbatches was routed."""
+        _, live, padding = self._count()
+        return RowCounts(self._num_rows - live - padding, live, padding)
+
+    def _open(self, packed: PackedRoutes, row_ids: torch.Tensor) -> Microbatch:
+        microbatch = self._staging.prefetched(self.vp_stage, packed, row_ids)
+        if microbatch is None:
+            placed, routing, device = self._placed(row_ids)
+            stager = self._staging.stager(device)
+            microbatch = stager.fill(stager.take(packed, placed, routing))
+        else:
+            self.prefetched += 1
+        self._in_flight = [held for held in self._in_flight if not held.is_read]
+        self._in_flight.append(microbatch)
+        length, batch = microbatch.input_shape
+        self._num_rows += length * batch
+        with microbatch.ring.side_stream():
+            if self._counts is None:
+                self._counts = torch.zeros_like(microbatch.slot.counts)
+            self._counts += microbatch.slot.counts
+        # An accelerator's count is read at the end of the step: it is not there yet.
+        if microbatch.ring.device.type == "cpu" and (faults := int(microbatch.slot.counts[0])):
+            msg = f"chunk {self.vp_stage}: {faults} rows {_FAULT}"
+            raise ReplayMismatch(msg, rows=faults)
+        return microbatch
+
+    def _count(self) -> list[int]:
+        if self._counts is None:
+            return [0, 0, 0]
+        # On its own stream, which is idle by the end of a step: nothing waits for the model.
+        with self._in_flight[-1].ring.side_stream():
+            return self._counts.tolist()
+
+    def _placed(self, row_ids: torch.Tensor) -> tuple[RouterRows, ModelRouting, torch.device]:
+        router = self.found.routers[0].router
+        routing = ModelRouting(
+            layer_idxs=tuple(found.layer_idx for found in self.found.routers),
+            topk=router.config.moe_router_topk,
+            num_experts=router.config.num_moe_experts,
+        )
+        return _place(row_ids, router), routing, router.weight.device
+
+
+_FAULT = (
+    "of the routes (counted for each layer) name an expert twice, or one out of range, or are "
+    "no rows of the batch; such a token would lose experts in silence"
+)
+
+
+def _place(row_ids: torch.Tensor, router: Any) -> RouterRows:
+    group = router.tp_group if router.config.sequence_parallel else None
+    if group is None:
+        return router_rows(row_ids)
+    return router_rows(row_ids, sp_size=group.size(), sp_rank=group.rank())

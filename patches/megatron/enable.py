@@ -1,0 +1,96 @@
+"""`enable_router_replay`: check everything about a built model, then bind to its routers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from routereplay.patches.megatron.canary import Canary
+from routereplay.patches.megatron.chunk import ChunkReplay
+from routereplay.patches.megatron.discovery import Discovery, FoundChunk, discover
+from routereplay.patches.megatron.errors import ReplayUnsupported
+from routereplay.patches.megatron.layer import LayerReplay
+from routereplay.patches.megatron.models import RoutedModel, model_reasons, place_layers
+from routereplay.patches.megatron.prefetch import Staging
+from routereplay.patches.megatron.replay import RouterReplay
+from routereplay.patches.megatron.validation import validate
+
+logger = logging.getLogger(__name__)
+
+
+def enable_router_replay(
+    model_chunks: Sequence[nn.Module] | nn.Module,
+    *,
+    model: RoutedModel | None = None,
+    layer_map: Mapping[int, int] | None = None,
+    canary_every: int = 1,
+    canary_layer: int | None = None,
+) -> RouterReplay:
+    """Make every decoder router of a built model replay recorded experts.
+
+    Args:
+        model_chunks: the model, or its chunks in the order of virtual pipeline stages,
+            as `forward_backward_func` takes them; wrapped or not. Multi-token prediction
+            keeps its own routing.
+        model: the model that was sampled, by `routed_model(hf_config)`: the Megatron model
+            must agree with it on layers, experts, topk and gate weights, and the layers of
+            a hybrid model are placed by it. Without it, the routes of each microbatch are
+            compared with the Megatron model in experts and topk, and nothing knows whether
+            its layers and its score function are those of the model that was sampled.
+        layer_map: layer number (1-based, Megatron-Core's) to decoder layer of the
+            recorded routes (0-based, vLLM's). By default `layer_number - 1`; a hybrid
+            model, which counts attention and Mamba layers too, needs this or `model`.
+        canary_every: steps between two comparisons of recorded experts with the router's
+            own choice, on one layer of a step's first microbatch; 0 never compares, for
+            routes that are foreign on purpose.
+        canary_layer: the layer (1-based) that is compared, on the rank that holds it; by
+            default each layer of each rank in turn.
+
+    Raises:
+        ReplayUnsupported: once, with everything that cannot be replayed. Nothing was
+            changed.
+        ValueError: `canary_every` is negative.
+    """
+    if canary_every < 0:
+        msg = f"canary_every={canary_every}; 0 switches it off, n compares every n-th step"
+        raise ValueError(msg)
+    chunks = [model_chunks] if isinstance(model_chunks, nn.Module) else list(model_chunks)
+    unplaced: list[str] = []
+    if layer_map is None:
+        layer_map, unplaced = place_layers(model, chunks)
+    found = discover(chunks, layer_map)
+    reasons, warnings = validate(found)
+    reasons += _taken(found)
+    reasons += unplaced
+    if model is not None:
+        reasons += model_reasons(model, found)
+    if reasons:
+        raise ReplayUnsupported(reasons)
+    for warning in warnings:
+        logger.warning("router replay: %s", warning)
+    staging = Staging()
+    return RouterReplay(
+        [
+            ChunkReplay(chunk, staging, _canary(chunk, canary_every, canary_layer))
+            for chunk in found.chunks
+        ],
+        staging,
+    )
+
+
+def _taken(found: Discovery) -> list[str]:
+    return [
+        f"layer {router.layer_number} (1-based) is replayed already; disable() that first"
+        for chunk in found.chunks
+        for router in chunk.routers
+        if isinstance(getattr(router.router, "router_replay", None), LayerReplay)
+    ]
+
+
+def _canary(chunk: FoundChunk, every: int, layer_number: int | None) -> Canary:
+    numbers = [router.layer_number for router in chunk.routers]
+    if layer_number is not None:
+        numbers = [number for number in numbers if number == layer_number]
+    return Canary(every, numbers)

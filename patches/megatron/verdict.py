@@ -1,0 +1,91 @@
+"""What a comparison of recorded and live choice says, and when it says: stop.
+
+Shape legend: A arrangements, G stretches of rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from routereplay.patches.megatron.arrangements import ALIGNED, UNRELATED
+from routereplay.patches.megatron.errors import ReplayMisrouted
+from routereplay.patches.megatron.report import CanaryReading
+
+MIN_CHOICES = 1600
+"""Choices (rows times topk) below which nothing is judged: the standard error of a mean
+overlap is at most 0.5 / 40 with so many, and MARGIN five times that of a difference."""
+
+MARGIN = 0.1
+"""Overlap by which another arrangement, or the recorded one against chance, must be ahead."""
+
+TELLING = 0.7
+"""Agreement of unrelated rows from which on rows are too much alike to tell whose they are."""
+
+
+class Comparison(NamedTuple):
+    """Sums of one comparison, on the host."""
+
+    step: int
+    layer_number: int
+    topk: int
+    names: list[str]
+    """`[A]`"""
+    hits_AG: torch.Tensor
+    """Recorded experts that the router chose too, int64."""
+    rows_AG: torch.Tensor
+    """Rows that were compared, int64."""
+
+
+def judged(comparison: Comparison) -> CanaryReading:
+    """Return the reading, or raise `ReplayMisrouted` if it cannot be trusted."""
+    names, topk = comparison.names, comparison.topk
+    choices_AG = comparison.rows_AG.double() * topk
+    share_AG = comparison.hits_AG / choices_AG.clamp(min=1)
+    share_A = comparison.hits_AG.sum(1) / choices_AG.sum(1).clamp(min=1)
+    whole = dict(zip(names, share_A.tolist(), strict=True))
+    stretches = [
+        dict(zip(names, share, strict=True))
+        for share, choices in zip(share_AG.t().tolist(), choices_AG.t().tolist(), strict=True)
+        if min(choices) >= MIN_CHOICES
+    ]
+    reading = CanaryReading(
+        step=comparison.step,
+        layer_number=comparison.layer_number,
+        rows=int(comparison.rows_AG[0].sum()),
+        overlap=whole[ALIGNED],
+        unrelated=whole[UNRELATED],
+        others={name: whole[name] for name in names if name not in (ALIGNED, UNRELATED)},
+        worst=min((stretch[ALIGNED] for stretch in stretches), default=whole[ALIGNED]),
+    )
+    if float(choices_AG.sum(1).min()) >= MIN_CHOICES:
+        for shares in (whole, *stretches):
+            _check(reading, shares)
+    return reading
+
+
+def _check(reading: CanaryReading, shares: dict[str, float]) -> None:
+    """Raise if the recorded arrangement is not the one that explains the router's choice."""
+    aligned = shares[ALIGNED]
+    others = {name: share for name, share in shares.items() if name != ALIGNED}
+    best = max(others, key=lambda name: others[name])
+    if others[best] > aligned + MARGIN:
+        why = f"but {others[best]:.0%} under another arrangement: {best}"
+    elif aligned - MARGIN < shares[UNRELATED] < TELLING:
+        why = (
+            f"and {shares[UNRELATED]:.0%} for unrelated rows: chance. The rows are those of "
+            "other trajectories or of another context-parallel rank, the layers are mixed up, "
+            "or the engine sampled with other weights"
+        )
+    else:
+        return
+    where = "" if aligned == reading.overlap else f", {reading.overlap:.0%} over all rows"
+    msg = (
+        f"layer {reading.layer_number} (1-based), step {reading.step}: the router itself chooses "
+        f"{aligned:.0%} of the experts that it is made to replay{where}, {why}. Check row_ids "
+        "and the layers of the routes; canary_every=0 replays foreign routes on purpose"
+    )
+    raise ReplayMisrouted(
+        msg, layer_number=reading.layer_number, overlap=aligned, arrangements=dict(shares)
+    )

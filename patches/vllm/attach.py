@@ -1,0 +1,70 @@
+"""Give an engine front end its recorder."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from multiprocessing.util import Finalize
+from typing import Any
+
+from routereplay.patches.vllm.exporter import Exporter
+from routereplay.patches.vllm.metrics import Metrics
+from routereplay.patches.vllm.record import ModelFacts
+from routereplay.patches.vllm.recorder import Recorder
+from routereplay.patches.vllm.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+RECORDER = "_routereplay_recorder"
+"""Attribute of an `OutputProcessor` that is recorded."""
+
+
+@functools.cache
+def process_exporter() -> Exporter:
+    """Return the exporter of this process; one for all engines, as metrics are."""
+    settings = Settings.from_env(os.environ)
+    exporter = Exporter(settings, Metrics().publish)
+    # atexit alone would miss API servers that multiprocessing started.
+    Finalize(None, exporter.close, exitpriority=100)
+    return exporter
+
+
+def model_facts(vllm_config: Any) -> ModelFacts | None:
+    """Return the sizes of the model's routes, or None if this engine captures none."""
+    model = vllm_config.model_config
+    if not capture_is_on(vllm_config):
+        if model.is_moe and model.runner_type == "generate":
+            logger.error(
+                "route recorder: %s is a mixture of experts and its engine was configured without "
+                "enable_return_routed_experts: nothing is recorded. Build the configuration with "
+                "EngineArgs, or set the flag.",
+                model.model,
+            )
+        return None
+    served = model.served_model_name
+    return ModelFacts(
+        name=served if isinstance(served, str) else (served or [model.model])[0],
+        num_layers=model.get_total_num_hidden_layers(),
+        topk=model.get_num_experts_per_tok(),
+        num_experts=model.get_num_experts(),
+    )
+
+
+def capture_is_on(vllm_config: Any) -> bool:
+    """Whether the engine captures routes: a model flag up to vLLM 0.30, an own section after."""
+    section = getattr(vllm_config, "aux_output_config", vllm_config.model_config)
+    return bool(section.enable_return_routed_experts)
+
+
+def attach(output_processor: Any, facts: ModelFacts, *, keep_native: bool) -> Recorder:
+    """Make `output_processor` record; returns its recorder."""
+    exporter = process_exporter()
+    recorder = Recorder(facts, exporter, keep_native=keep_native)
+    setattr(output_processor, RECORDER, recorder)
+    logger.info(
+        "route recorder %s: %s, %d layers, top-%d of %d experts, %d bytes a token, to %s",
+        *(recorder.engine_id, facts.name, facts.num_layers, facts.topk),
+        *(facts.num_experts, facts.row_nbytes, exporter.store_name),
+    )
+    return recorder

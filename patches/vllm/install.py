@@ -1,0 +1,80 @@
+"""Apply the table to the vLLM of this process."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+from routereplay.patches._engine import PatchSet
+from routereplay.patches._patch import Library, PatchReport
+from routereplay.patches.errors import PatchError
+from routereplay.patches.vllm.settings import Settings
+from routereplay.patches.vllm.table import BEFORE_RELEASE, FIRST_RELEASE, PATCHES, REQUIREMENTS
+
+logger = logging.getLogger(__name__)
+
+_ADVICE = (
+    "Set ROUTEREPLAY_ENABLED=0 to run vLLM without recording, install a supported vLLM, or "
+    "a routereplay that knows this one. ROUTEREPLAY_ALLOW_UNTESTED=1 accepts another "
+    "release if everything else fits."
+)
+
+
+class RustFrontend(PatchError):
+    """vLLM's Rust front end takes the requests; nothing of it can be recorded."""
+
+    code = "rust_frontend"
+
+
+@functools.cache
+def patch_set() -> PatchSet:
+    """Return the patches for the vLLM of this process; patches are a process's state."""
+    import vllm
+
+    settings = Settings.from_env(os.environ)
+    library = Library("vllm", vllm.__version__, FIRST_RELEASE, BEFORE_RELEASE)
+    return PatchSet(
+        library,
+        PATCHES,
+        REQUIREMENTS,
+        advice=_ADVICE,
+        allow_untested=settings.allow_untested,
+    )
+
+
+def install() -> PatchReport:
+    """Patch vLLM once.
+
+    Raises:
+        PatchError: this vLLM is not what the patches expect; nothing was changed.
+        ValueError: a `ROUTEREPLAY_` variable means nothing.
+    """
+    _join_logging()
+    _refuse_rust_frontend()
+    patches = patch_set()
+    if patches.report is not None:
+        return patches.report
+    report = patches.apply()
+    logger.info(
+        "routereplay: %d patches applied to vllm %s",
+        *(len(report.patches), report.version),
+    )
+    return report
+
+
+def _refuse_rust_frontend() -> None:
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
+        msg = (
+            "VLLM_USE_RUST_FRONTEND is set: requests would pass by the Python front end, where "
+            "routes are recorded, and none would be. Unset it, or set ROUTEREPLAY_ENABLED=0 to "
+            "run without recording."
+        )
+        raise RustFrontend(msg)
+
+
+def _join_logging() -> None:
+    """Let our lines come out where vLLM's do: it gives handlers to its own logger only."""
+    ours, vllms = logging.getLogger("routereplay"), logging.getLogger("vllm")
+    if vllms.handlers and not (ours.handlers or logging.getLogger().handlers):
+        ours.parent = vllms

@@ -1,0 +1,33 @@
+"""Entry point of `vllm.general_plugins`: vLLM calls `register` in each of its processes.
+
+vLLM logs and swallows an error of *importing* this module and lets an error of *calling*
+`register` end the start-up, so this module imports the standard library only and every
+check happens in the call. It opens no port and starts no thread: vLLM may fork after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_OFF = frozenset({"0", "false", "no", "off"})
+
+
+def register() -> None:
+    """Switch the recorder on in a front-end process, if `ROUTEREPLAY_STORE_URL` is set.
+
+    Raises:
+        PatchError: this vLLM is not one that the recorder knows.
+        ValueError: a `ROUTEREPLAY_` variable means nothing.
+    """
+    if not os.environ.get("ROUTEREPLAY_STORE_URL"):
+        return
+    if os.environ.get("ROUTEREPLAY_ENABLED", "1").strip().lower() in _OFF:
+        return
+    # Requests enter and leave where the engine's arguments are parsed. A worker never
+    # imports that module; an engine core that did would only carry unused wrappers.
+    if "vllm.engine.arg_utils" not in sys.modules:
+        return
+    from routereplay.patches.vllm.install import install
+
+    install()

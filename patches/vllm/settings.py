@@ -1,0 +1,99 @@
+"""Settings of the recorder: read from the environment once, then passed down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How routes leave the process."""
+
+    store_url: str
+    """`http://host:port`, `https://...` or `unix:///path/to/socket`."""
+    api_key: str | None = field(default=None, repr=False)
+    queue_bytes: int = GIB
+    """Rows that may wait for the store, in bytes; more are dropped and counted."""
+    queue_items: int = 500_000
+    """Arrays (about one for each token) that may wait for the exporter thread."""
+    flush_bytes: int = 256 * KIB
+    """A request's rows are framed when there are this many bytes of them."""
+    flush_age_s: float = 1.0
+    """... or when the oldest is this old."""
+    chunk_bytes: int = MIB
+    """Largest payload of one frame."""
+    post_bytes: int = 8 * MIB
+    """Largest body of one POST."""
+    connect_timeout_s: float = 2.0
+    request_timeout_s: float = 10.0
+    retry_deadline_s: float = 600.0
+    """How long the same bytes are offered to a store that does not take them."""
+    flush_timeout_s: float = 5.0
+    """How long the end of the process may wait for the last rows."""
+    allow_untested: bool = False
+    """Run on a vLLM outside the proven range; symbols and signatures are checked all the same."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read `ROUTEREPLAY_*`; raises `ValueError` that names the variable."""
+        return cls(
+            store_url=_store_url(environ.get("ROUTEREPLAY_STORE_URL", "")),
+            api_key=_api_key(environ),
+            queue_bytes=int(_positive(environ, "QUEUE_BYTES", cls.queue_bytes)),
+            queue_items=int(_positive(environ, "QUEUE_ITEMS", cls.queue_items)),
+            request_timeout_s=_positive(environ, "REQUEST_TIMEOUT_S", cls.request_timeout_s),
+            retry_deadline_s=_positive(environ, "RETRY_DEADLINE_S", cls.retry_deadline_s),
+            flush_timeout_s=_positive(environ, "FLUSH_TIMEOUT_S", cls.flush_timeout_s),
+            allow_untested=environ.get("ROUTEREPLAY_ALLOW_UNTESTED", "0") == "1",
+        )
+
+    @property
+    def store_name(self) -> str:
+        """The store without credentials, for logs."""
+        parts = urlsplit(self.store_url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _positive(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(f"ROUTEREPLAY_{name}", "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        msg = f"ROUTEREPLAY_{name}={text!r} means nothing; expected a number above 0"
+        raise ValueError(msg)
+    return value
+
+
+def _store_url(text: str) -> str:
+    parts = urlsplit(text)
+    has_place = parts.path if parts.scheme == "unix" else parts.hostname
+    if parts.scheme not in {"http", "https", "unix"} or not has_place:
+        msg = (
+            f"ROUTEREPLAY_STORE_URL={text!r} is no address of a store; expected "
+            "http://host:port, https://host:port or unix:///path/to/socket"
+        )
+        raise ValueError(msg)
+    return text.rstrip("/")
+
+
+def _api_key(environ: Mapping[str, str]) -> str | None:
+    if key := environ.get("ROUTEREPLAY_API_KEY"):
+        return key
+    if path := environ.get("ROUTEREPLAY_API_KEY_FILE"):
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            msg = f"ROUTEREPLAY_API_KEY_FILE={path!r} cannot be read: {error.strerror}"
+            raise ValueError(msg) from error
+    return None

@@ -1,0 +1,200 @@
+"""One record on its way out: arrays of a few rows become chunks, chunks become a seal."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from routereplay.patches.vllm.record import Ending, RecordInfo
+from routereplay.wire.digest import Buffer, digest
+from routereplay.wire.errors import InvalidRoutes
+from routereplay.wire.frame import encode_frame
+from routereplay.wire.records import Chunk, ChunkRef, Drop, RecordManifest, Seal
+from routereplay.wire.routes import check_rows
+
+_TOKENS_PER_STEP = 16_384
+_CHUNKS_AT_FULL_PACE = 64
+
+
+@dataclass(eq=False, slots=True)
+class Parcel:
+    """One encoded frame and what it carries. Its bytes never change, however often it is sent."""
+
+    upload: Upload
+    kind: str
+    """`chunk`, `seal` or `drop`."""
+    buffers: list[Buffer]
+    created_at: float
+    """Monotonic seconds."""
+    rows: int = 0
+    nbytes: int = 0
+    """Bytes of the rows, without header and padding."""
+    dead: bool = False
+    """Its record was lost before it was sent."""
+    wire_nbytes: int = field(init=False)
+    """Bytes of the frame."""
+
+    def __post_init__(self) -> None:
+        self.wire_nbytes = sum(memoryview(part).nbytes for part in self.buffers)
+
+
+class Upload:
+    """The exporter thread's side of a record.
+
+    Args:
+        info: what is known of the request.
+        source: where the event loop puts the rows of each step; only appended to there and
+            only taken from here, so neither side needs a lock.
+    """
+
+    def __init__(self, info: RecordInfo, source: deque[np.ndarray]) -> None:
+        self.info = info
+        self.lost: str | None = None
+        """Why the record is lost; rows that still come are dropped."""
+        self.waiting: deque[Parcel] = deque()
+        """Frames that are in the outbox."""
+        self.rows = 0
+        """Rows that were taken from the source."""
+        self._source = source
+        self._seen_at: float | None = None
+        self._framed_rows = 0
+        self._refs: list[ChunkRef] = []
+
+    @property
+    def pending(self) -> bool:
+        """Whether rows wait in the source."""
+        return bool(self._source)
+
+    def is_due(self, flush_bytes: int, flush_age_s: float, now: float) -> bool:
+        """Whether the rows in the source should be framed: there are many, or they are old.
+
+        Later and later for a request that lasts: the seal lists every chunk in a header of
+        bounded size, and this keeps their number at the square root of the duration.
+        """
+        if not self._source:
+            return False
+        if self._seen_at is None:
+            self._seen_at = now
+        steps_nbytes = (len(self._source) - 1) * self.info.model.row_nbytes
+        if self._source[0].nbytes + steps_nbytes >= flush_bytes:
+            return True
+        pace = max(1.0, len(self._refs) / _CHUNKS_AT_FULL_PACE)
+        return now - self._seen_at >= flush_age_s * pace
+
+    def take(self) -> list[np.ndarray]:
+        """Empty the source: arrays of `[tokens, layers, topk]`, one for each engine step."""
+        arrays = [self._source.popleft() for _ in range(len(self._source))]
+        self._seen_at = None
+        self.rows += sum(map(len, arrays))
+        return arrays
+
+    def chunks(self, arrays: list[np.ndarray], chunk_bytes: int, now: float) -> list[Parcel]:
+        """Frame arrays that were taken; raises `InvalidRoutes` if they cannot be the model's."""
+        model = self.info.model
+        for rows_TLK in arrays:
+            self._check_shape(rows_TLK)
+        # A prompt comes as one large array: it is sent as it is, in slices.
+        rows_TLK = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        rows_TLK = np.ascontiguousarray(rows_TLK)
+        check_rows(rows_TLK, model.num_experts, self.info.client.request_id)
+        step = max(chunk_bytes // model.row_nbytes, 1)
+        starts = range(0, len(rows_TLK), step)
+        return [self._chunk(rows_TLK[start : start + step], now) for start in starts]
+
+    def seal(self, ending: Ending, now: float) -> Parcel:
+        """Return the seal: manifest and token ids."""
+        info, model = self.info, self.info.model
+        tokens = np.concatenate(
+            [*_int32(info.prompt_token_ids), *_int32(ending.completion_token_ids)]
+        )
+        manifest = RecordManifest(
+            request_id=info.client.request_id,
+            choice=info.client.choice,
+            trajectory_id=info.trajectory_id,
+            aliases=info.client.aliases,
+            model=info.model_name,
+            num_layers=model.num_layers,
+            topk=model.topk,
+            num_experts=model.num_experts,
+            dtype=model.dtype,
+            prompt_len=len(info.prompt_token_ids),
+            completion_len=len(ending.completion_token_ids),
+            row_start=info.row_start,
+            rows=self._framed_rows,
+            finish_reason=ending.finish_reason,
+            policy_versions=ending.policy_versions,
+            engine_id=info.engine_id,
+            ordinal=info.ordinal,
+            started_at=info.started_at,
+            chunks=tuple(self._refs),
+            token_digest=digest(tokens.data),
+        )
+        header = Seal(upload_id=info.upload_id, manifest=manifest)
+        return Parcel(self, "seal", encode_frame(header, [_flat(tokens)]), now)
+
+    def drop(self, reason: str, now: float) -> Parcel:
+        """Return the note that this record is lost."""
+        info = self.info
+        header = Drop(
+            upload_id=info.upload_id,
+            request_id=info.client.request_id,
+            choice=info.client.choice,
+            trajectory_id=info.trajectory_id,
+            aliases=info.client.aliases,
+            reason=reason,
+            rows=self.rows,
+            engine_id=info.engine_id,
+            ordinal=info.ordinal,
+            started_at=info.started_at,
+        )
+        return Parcel(self, "drop", encode_frame(header), now)
+
+    def _check_shape(self, rows_TLK: np.ndarray) -> None:
+        model = self.info.model
+        expected = (model.num_layers, model.topk)
+        if rows_TLK.shape[1:] != expected or rows_TLK.dtype.name != model.dtype:
+            msg = (
+                f"{self.info.client.request_id}: vLLM returned routes {rows_TLK.shape} of "
+                f"{rows_TLK.dtype}; expected [tokens, {model.num_layers}, {model.topk}] of "
+                f"{model.dtype}"
+            )
+            raise InvalidRoutes(msg)
+
+    def _chunk(self, rows_TLK: np.ndarray, now: float) -> Parcel:
+        info, model = self.info, self.info.model
+        payload = _flat(rows_TLK)
+        ref = ChunkRef(len(rows_TLK), payload.nbytes, digest(payload))
+        header = Chunk(
+            upload_id=info.upload_id,
+            request_id=info.client.request_id,
+            choice=info.client.choice,
+            trajectory_id=info.trajectory_id,
+            aliases=info.client.aliases,
+            seq=len(self._refs),
+            first_row=self._framed_rows,
+            rows=ref.rows,
+            num_layers=model.num_layers,
+            topk=model.topk,
+            num_experts=model.num_experts,
+            dtype=model.dtype,
+            digest=ref.digest,
+        )
+        self._refs.append(ref)
+        self._framed_rows += ref.rows
+        buffers = encode_frame(header, [payload])
+        return Parcel(self, "chunk", buffers, now, ref.rows, ref.nbytes)
+
+
+def _flat(array: np.ndarray) -> memoryview:
+    # A view of a zero-sized array cannot be cast.
+    return array.data.cast("B") if array.size else memoryview(b"")
+
+
+def _int32(token_ids: list[int]) -> list[np.ndarray]:
+    # In steps: converting a list holds the interpreter's lock, and a prompt can be long.
+    return [
+        np.array(token_ids[start : start + _TOKENS_PER_STEP], dtype="<i4")
+        for start in range(0, len(token_ids), _TOKENS_PER_STEP)
+    ]

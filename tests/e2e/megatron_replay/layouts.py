@@ -1,0 +1,126 @@
+"""The parallel layouts that are tested, as data: no torch, so that the tests read it too."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MICROBATCHES = 4
+MOE_LAYERS = (2, 3, 4)
+"""1-based."""
+
+# Without a size of their own, experts are cut like everything else.
+_TP2 = {"tensor_model_parallel_size": 2, "expert_tensor_parallel_size": 1}
+_PP2 = {"pipeline_model_parallel_size": 2}
+_EP2 = {"expert_model_parallel_size": 2}
+_ETP2 = {"expert_tensor_parallel_size": 2}
+_CP2 = {"context_parallel_size": 2}
+
+
+def _interleaved(stages):
+    return _PP2 | {"virtual_pipeline_model_parallel_size": stages}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How ranks divide a model and its microbatches."""
+
+    sizes: dict[str, Any]
+    """Arguments of `initialize_model_parallel`, and fields of the configuration."""
+    layers: tuple[tuple[int, ...], ...]
+    """1-based MoE layers of each rank."""
+    config: dict[str, Any] = field(default_factory=dict)
+    packed: bool = False
+    """Microbatches are one packed row (THD) with padded slots."""
+    context: str = "zigzag"
+    """How the trainer cuts for context parallelism: zigzag or contiguous."""
+    scores_only: bool = False
+    """Megatron-Core itself refuses to train it; a log-prob pass in eval mode runs."""
+    mistake: str | None = None
+    """What the trainer does wrong with its row ids, on purpose."""
+
+    def size(self, name):
+        return self.sizes.get(name) or 1
+
+    @property
+    def bitwise(self):
+        """Whether it adds in the order of one process: pipelines only."""
+        return "pipeline_model_parallel_size" in self.sizes and not self.sizes.keys() & {
+            "tensor_model_parallel_size",
+            "context_parallel_size",
+            "expert_model_parallel_size",
+        }
+
+
+def _everywhere(sizes, **fields):
+    return Layout(sizes, (MOE_LAYERS, MOE_LAYERS), **fields)
+
+
+LAYOUTS = {
+    "pp2": Layout(_PP2, ((2,), (3, 4))),
+    "pp2-vpp2": Layout(_interleaved(2), ((3,), (2, 4))),
+    "pp2-vpp2-thd": Layout(_interleaved(2), ((3,), (2, 4)), packed=True),
+    "pp2-first-stage-of-one-layer": Layout(
+        _PP2, ((), (2, 3, 4)), {"num_layers_in_first_pipeline_stage": 1}
+    ),
+    "pp2-last-stage-of-one-layer": Layout(
+        _PP2, ((2, 3), (4,)), {"num_layers_in_last_pipeline_stage": 1}
+    ),
+    "pp2-layout": Layout(
+        _interleaved(2), ((3,), (2, 4)), {"pipeline_model_parallel_layout": "Et|t|t|tL"}
+    ),
+    "pp2-layout-with-a-stage-of-loss-only": Layout(
+        _interleaved(2), ((4,), (2, 3)), {"pipeline_model_parallel_layout": "Et|tt|t|L"}
+    ),
+    "pp2-vpp3-with-embedding-and-loss-as-stages": Layout(
+        _interleaved(3),
+        ((2, 4), (3,)),
+        {
+            "account_for_embedding_in_pipeline_split": True,
+            "account_for_loss_in_pipeline_split": True,
+        },
+    ),
+    "tp2-without-sp": _everywhere(_TP2, scores_only=True),
+    "tp2-sp": _everywhere(_TP2),
+    "tp2-sp-thd": _everywhere(_TP2, packed=True),
+    "tp2-sp-etp2": _everywhere(_TP2 | _ETP2),
+    "tp2-sp-ep2": _everywhere(_TP2 | _EP2),
+    "dp2": _everywhere({}),
+    "dp2-etp2": _everywhere(_ETP2),
+    "ep2-alltoall": _everywhere(_EP2),
+    "ep2-allgather": _everywhere(_EP2, config={"moe_token_dispatcher_type": "allgather"}),
+    "ep2-thd": _everywhere(_EP2, packed=True),
+    "cp2-zigzag": _everywhere(_CP2),
+    "cp2-contiguous": _everywhere(_CP2, context="contiguous"),
+    "cp2-zigzag-thd": _everywhere(_CP2, packed=True),
+    "cp2-contiguous-thd": _everywhere(_CP2, packed=True, context="contiguous"),
+}
+
+COMBINED = {
+    "tp2-sp-cp2-thd": Layout(_TP2 | _CP2, (MOE_LAYERS,) * 4, packed=True),
+    "tp2-sp-pp2-vpp2-thd": Layout(
+        _TP2 | _interleaved(2), ((3,), (3,), (2, 4), (2, 4)), packed=True
+    ),
+    "cp2-ep2-pp2-vpp2-thd": Layout(
+        _CP2 | _EP2 | _interleaved(2), ((3,), (3,), (2, 4), (2, 4)), packed=True
+    ),
+}
+"""Of four processes."""
+
+MISTAKES = {
+    "cp2-rows-of-the-other-rank": _everywhere(_CP2, mistake="other_context_rank"),
+    "cp2-thd-zigzag-of-the-whole-row": _everywhere(
+        _CP2, packed=True, mistake="zigzag_of_the_whole_row"
+    ),
+    "tp2-sp-sequence-major-rows": _everywhere(_TP2, mistake="sequence_major"),
+}
+
+ONE_OF_EACH = ("pp2-vpp2-thd", "tp2-sp-ep2", "dp2", "ep2-alltoall", "cp2-zigzag-thd")
+
+EVERY_CASE = (
+    *(f"{name}@full" for name in LAYOUTS | MISTAKES),
+    *(f"{name}@moe" for name in ONE_OF_EACH),
+    "pp2-vpp2-thd@none",
+    "pp2@block",
+)
+"""A case is `LAYOUT@RECOMPUTE`."""
+COMBINED_CASES = tuple(f"{name}@full" for name in COMBINED)
+FEW_CASES = tuple(f"{name}@full" for name in ONE_OF_EACH)

@@ -1,0 +1,173 @@
+"""Processes of the real Megatron-Core in every parallel layout, against one alone.
+
+All layouts of a release run in one pair of processes (`ranks.py`), and those that combine
+several kinds in four; each test reads what its layout left. The reference is the whole
+model without replay, its routers handed their experts by a few lines of the test
+(`reference.py`).
+
+What processes on a CPU cannot show: attention under context parallelism and on packed
+rows needs Transformer Engine, so a token-wise module stands in its place; expert-parallel
+communication that overlaps needs CUDA streams; the flex dispatcher needs DeepEP.
+Megatron-Core itself refuses to train tensor parallelism without sequence parallelism, so
+there a log-prob pass is compared.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from e2e.megatron_replay.layouts import (
+    COMBINED,
+    COMBINED_CASES,
+    EVERY_CASE,
+    FEW_CASES,
+    LAYOUTS,
+    MICROBATCHES,
+    MISTAKES,
+    MOE_LAYERS,
+)
+from e2e.megatron_replay.releases import OUTERMOST, RELEASES
+
+pytestmark = [pytest.mark.megatron, pytest.mark.slow]
+
+PROGRAM = Path(__file__).with_name("ranks.py")
+WORLD_SIZE = 2
+TRAINED = [
+    case
+    for case in EVERY_CASE
+    if (layout := LAYOUTS.get(case.split("@")[0])) and not layout.scores_only
+]
+FULL = [case for case in TRAINED if case.endswith("@full")]
+outermost = pytest.mark.parametrize("release_folder", OUTERMOST, indirect=True)
+newest = pytest.mark.parametrize("release_folder", RELEASES[-1:], indirect=True)
+between = pytest.mark.parametrize("release_folder", RELEASES[1:-1], indirect=True)
+
+
+class LayoutRuns:
+    """What the processes of one release left behind."""
+
+    def __init__(self, world_size, folder):
+        self._world_size = world_size
+        self._folder = folder
+
+    def ranks(self, case):
+        """Return the facts of every rank."""
+        files = [self._folder / f"{case}-{rank}.json" for rank in range(self._world_size)]
+        if not all(file.exists() for file in files):
+            logs = [log.read_text()[-3000:] for log in sorted(self._folder.glob("log-*"))]
+            pytest.fail(f"{case} did not end:\n" + "\n".join(logs))
+        return [json.loads(file.read_text()) for file in files]
+
+
+def run_layouts(cases, world_size, mcore_folder, folder):
+    """Run `cases` one after the other on `world_size` processes."""
+    path = os.pathsep.join(part for part in (mcore_folder, os.environ.get("PYTHONPATH")) if part)
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in range(world_size):
+        command = [sys.executable, "-W", "ignore", PROGRAM, rank, world_size, folder, *cases]
+        with (folder / f"log-{rank}").open("w") as log:
+            processes.append(
+                subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
+            )
+    try:
+        for process in processes:
+            process.wait(timeout=280)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return LayoutRuns(world_size, folder)
+
+
+@pytest.fixture(scope="session")
+def runs(release_folder, tmp_path_factory):
+    release, mcore_folder = release_folder
+    cases = EVERY_CASE if release in OUTERMOST else FEW_CASES
+    return run_layouts(cases, WORLD_SIZE, mcore_folder, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="session")
+def combined_runs(release_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    return run_layouts(COMBINED_CASES, 2 * WORLD_SIZE, release_folder[1], folder)
+
+
+def losses_of(ranks):
+    """Return the loss of each microbatch; each context rank holds a share of it."""
+    shares = {}
+    for rank in ranks:
+        for seed, loss in rank["losses"].items():
+            shares.setdefault(seed, {})[rank["context_rank"]] = loss
+    return {seed: sum(by_rank.values()) for seed, by_rank in shares.items()}
+
+
+def worst_difference(ranks):
+    return max(max(rank["differences"].values()) for rank in ranks)
+
+
+def check_equal(case, ranks):
+    layout = (LAYOUTS | COMBINED)[case.split("@")[0]]
+    reference = ranks[0]["reference_losses"]
+    assert losses_of(ranks) == pytest.approx(reference, abs=0.0 if layout.bitwise else 2e-6)
+    assert all(rank["scored_equal"] for rank in ranks)
+    whole = ranks[0]["reference_gradients"]
+    assert {name for rank in ranks for name in rank["differences"]} == set(whole)
+    assert min(whole.values()) > 0
+    assert worst_difference(ranks) <= (0.0 if layout.bitwise else 3e-6)
+    assert [tuple(rank["layers"]) for rank in ranks] == list(layout.layers)
+
+
+@outermost
+@pytest.mark.parametrize("case", TRAINED)
+def test_losses_and_every_gradient_equal_those_of_one_process(runs, case):
+    check_equal(case, runs.ranks(case))
+
+
+@between
+@pytest.mark.parametrize("case", FEW_CASES)
+def test_the_releases_between_train_the_same(runs, case):
+    check_equal(case, runs.ranks(case))
+
+
+@newest
+@pytest.mark.parametrize("case", COMBINED_CASES)
+def test_four_processes_that_combine_layouts_train_the_same(combined_runs, case):
+    check_equal(case, combined_runs.ranks(case))
+
+
+@outermost
+@pytest.mark.parametrize("case", FULL)
+def test_each_router_runs_once_a_microbatch_and_recomputes_once(runs, case):
+    layout = LAYOUTS[case.split("@")[0]]
+    microbatches = MICROBATCHES
+    if not any(size and size > 1 for key, size in layout.sizes.items() if "expert" not in key):
+        microbatches //= WORLD_SIZE  # Data parallel: a half of the microbatches each.
+    for rank, layers in zip(runs.ranks(case), layout.layers, strict=True):
+        assert rank["router_calls"] == rank["recomputes"] == len(layers) * microbatches
+
+
+@outermost
+@pytest.mark.parametrize("name", ["cp2-zigzag", "cp2-zigzag-thd"])
+def test_the_zigzag_helpers_give_the_rows_that_the_trainer_cuts(runs, name):
+    assert [rank["helpers_agree"] for rank in runs.ranks(f"{name}@full")] == [True, True]
+
+
+@outermost
+def test_tensor_parallelism_without_sequence_parallelism_scores_and_may_not_train(runs):
+    ranks = runs.ranks("tp2-without-sp@full")
+    for rank in ranks:
+        assert tuple(rank["layers"]) == MOE_LAYERS
+        assert rank["losses"] == pytest.approx(rank["reference_losses"], abs=2e-6)
+        assert "sequence parallelism" in rank["refusal"]
+
+
+@outermost
+@pytest.mark.parametrize("name", MISTAKES)
+def test_row_ids_of_another_layout_show_in_gradients_and_hardly_in_losses(runs, name):
+    ranks = runs.ranks(f"{name}@full")
+    assert losses_of(ranks) == pytest.approx(ranks[0]["reference_losses"], rel=1e-3)
+    assert worst_difference(ranks) > 1.0

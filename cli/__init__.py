@@ -1,0 +1,1 @@
+"""The `routereplay` command: the one place that sees every house."""

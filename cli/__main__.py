@@ -1,0 +1,5 @@
+"""`python -m routereplay.cli`."""
+
+from routereplay.cli.main import main
+
+main()

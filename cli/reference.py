@@ -1,0 +1,71 @@
+"""Pages of the docs that are made from the code, so that they cannot drift.
+
+`python -m routereplay.cli.reference docs` writes them; a test compares.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from routereplay.patches.vllm.table import (
+    BEFORE_RELEASE,
+    FIRST_RELEASE,
+    PATCHES,
+    REQUIREMENTS,
+)
+
+
+def patches_page() -> str:
+    """Return docs/patches.md."""
+    supported = f">={_release(FIRST_RELEASE)},<{_release(BEFORE_RELEASE)}"
+    lines = [
+        "# Patches",
+        "",
+        "Made from `patches/vllm/table.py` by `python -m routereplay.cli.reference docs`.",
+        "",
+        f"vLLM `{supported}`. Before anything is changed, every symbol below is looked up and",
+        "its leading parameters are compared with those that the wrapper relies on; if one does",
+        "not fit, start-up fails with all of them and nothing is changed. A wrapper calls what it",
+        "wraps and copies none of it. `routereplay doctor` shows whether the installed vLLM fits.",
+        "",
+        "| patch | wraps | relies on | why | can go when |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{patch.name}` | `{patch.target}` | `({', '.join(patch.uses)}, ...)` | {patch.reason} "
+        f"| {patch.remove_when} |"
+        for patch in PATCHES
+    ]
+    lines += ["", "Names that the wrappers read, checked at the same time:", ""]
+    lines += ["| of | names | for |", "|---|---|---|"]
+    lines += [
+        f"| `{needed.target}` | {', '.join(f'`{name}`' for name in needed.names)} "
+        f"| {needed.reason} |"
+        for needed in REQUIREMENTS
+    ]
+    lines += [
+        "",
+        "Megatron-Core is not patched: each live router of the decoder is handed an object to ask",
+        "for its experts (`router.router_replay`, 0.16 and later), and `disable()` puts back what",
+        "was there.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+PAGES = {"patches.md": patches_page}
+
+
+def main(folder: str) -> None:
+    """Write every page to `folder`."""
+    for name, page in PAGES.items():
+        Path(folder, name).write_text(page(), encoding="utf-8")
+
+
+def _release(parts: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in parts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

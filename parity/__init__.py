@@ -1,0 +1,1 @@
+"""Run vLLM and Megatron on one checkpoint and measure how far they are apart."""

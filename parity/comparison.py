@@ -1,0 +1,96 @@
+"""The table: how far what Megatron scores is from what vLLM sampled, replay off and on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from routereplay.parity.metrics import (
+    TopLogprobs,
+    mean_abs_error,
+    mean_abs_pct,
+    route_mismatch,
+    top1_agreement,
+    top_kl,
+    top_overlap,
+)
+from routereplay.parity.sampled import SampledTokens
+from routereplay.parity.scoring import PackedScores
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Megatron against vLLM over the sampled tokens; see `routereplay.parity.metrics`."""
+
+    mean_abs_pct: float
+    mae: float
+    top1_agreement: float
+    top20_overlap: float
+    top20_kl: float
+    rows_differ: float
+    """Share of recorded rows with a layer whose expert set differs."""
+    choices_differ: float
+    """Share of single expert choices that differ, over rows and MoE layers."""
+
+
+_LINES = (
+    ("mean_abs_pct", "mean abs difference of log-probs, % of their mean", "{:.3f} %"),
+    ("mae", "mean abs difference of log-probs, nats", "{:.6f}"),
+    ("top1_agreement", "top-1 token agrees", "{:.4f}"),
+    ("top20_overlap", "top-20 tokens overlap", "{:.4f}"),
+    ("top20_kl", "top-20 KL(Megatron || vLLM), nats", "{:.3e}"),
+    ("rows_differ", "rows with a differing expert set", "{:.2%}"),
+    ("choices_differ", "expert choices that differ", "{:.2%}"),
+)
+
+
+def compare(
+    scores: PackedScores,
+    sampled: SampledTokens,
+    executed: np.ndarray,
+    recorded: np.ndarray,
+    recorded_rows: np.ndarray,
+) -> Mismatch:
+    """Return the mismatch of one scoring pass.
+
+    Args:
+        scores: Megatron's, of the whole packed row.
+        sampled: the engine's, of the sampled tokens.
+        executed, recorded: `[T, L, K]` experts of Megatron's routers and of the engine.
+        recorded_rows: `[T]` bool, rows that have a recorded route.
+
+    Raises:
+        ValueError: a sampled token has no score.
+    """
+    index = {int(position): row for row, position in enumerate(scores.positions)}
+    missing = [int(p) for p in sampled.positions if int(p) not in index]
+    if missing:
+        msg = f"{len(missing)} sampled tokens have no score, the first at row {missing[0]}"
+        raise ValueError(msg)
+    rows = np.array([index[int(position)] for position in sampled.positions])
+    top = TopLogprobs(scores.top.ids[rows], scores.top.logprobs[rows])
+    moe_layers = recorded[recorded_rows].any(axis=(0, 2))
+    routes = route_mismatch(
+        executed[recorded_rows][:, moe_layers], recorded[recorded_rows][:, moe_layers]
+    )
+    return Mismatch(
+        mean_abs_pct=mean_abs_pct(scores.logprobs[rows], sampled.logprobs),
+        mae=mean_abs_error(scores.logprobs[rows], sampled.logprobs),
+        top1_agreement=top1_agreement(top, sampled.top),
+        top20_overlap=top_overlap(top, sampled.top),
+        top20_kl=top_kl(top, sampled.top),
+        rows_differ=routes.rows,
+        choices_differ=routes.choices,
+    )
+
+
+def render(columns: Mapping[str, Mismatch]) -> str:
+    """Return the table as text, a column for each entry of `columns`."""
+    width = max(len(text) for _, text, _ in _LINES)
+    lines = [" " * width + "".join(f"{name:>16}" for name in columns)]
+    for name, text, form in _LINES:
+        values = (form.format(asdict(column)[name]) for column in columns.values())
+        lines.append(f"{text:<{width}}" + "".join(f"{value:>16}" for value in values))
+    return "\n".join(lines)

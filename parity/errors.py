@@ -1,0 +1,11 @@
+"""Errors of the parity tools."""
+
+from __future__ import annotations
+
+from routereplay.wire.errors import RouteReplayError
+
+
+class ConversionError(RouteReplayError):
+    """A checkpoint that cannot be converted whole."""
+
+    code = "conversion"

@@ -1,0 +1,269 @@
+"""Record, seal, fetch, stitch, pack, replay: every part real.
+
+A stock vLLM server in float32 with our plugin, the route store on its embedded Valkey,
+the plain `openai` client, and Megatron-Core in a process of its own for each version.
+Without the recorder, the seal, the stitching or the replay a test here fails.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from end_to_end.agent import STYLES, Agent
+from end_to_end.batch import fetch, pack
+from end_to_end.processes import RouteStore
+from support.hf_reference import assert_rows_equal_the_reference
+
+from routereplay.client import MisalignedRoutes, ModelShape, RouteStoreClient, stitch
+from routereplay.parity.tiny_moe import write_tiny_moe
+from routereplay.parity.vllm_server import VllmServer
+from routereplay.wire.errors import NotFound, RoutesPending
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SHAPE = ModelShape(num_layers=4, topk=4, num_experts=16)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_tiny_moe(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with RouteStore(tmp_path_factory.mktemp("store") / "store.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, store, tmp_path_factory):
+    pytest.importorskip("vllm")
+    with VllmServer(
+        checkpoint,
+        dtype="float32",
+        log_path=tmp_path_factory.mktemp("vllm") / "vllm.log",
+        environment={"ROUTEREPLAY_STORE_URL": store.base_url},
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def episodes(server, checkpoint):
+    from transformers import AutoTokenizer
+
+    agent = Agent(server.base_url, AutoTokenizer.from_pretrained(checkpoint), max_tokens=16)
+    played = []
+    for number, style in enumerate(STYLES):
+        *_, episode = agent.play(f"episode-{number}", style)
+        played.append(episode)
+    return played
+
+
+@pytest.fixture(scope="module")
+def trajectories(store, episodes):
+    return fetch(store.base_url, episodes, progress=False)
+
+
+def test_every_turn_of_every_trajectory_is_sealed(episodes, trajectories):
+    for episode, trajectory in zip(episodes, trajectories, strict=True):
+        choices = 2 if episode.style == "two choices" else 1
+        assert trajectory.unsealed == ()
+        assert len(trajectory.turns) == 3 * choices
+        assert all(turn.manifest.complete for turn in trajectory.turns)
+        assert {turn.manifest.request_id for turn in trajectory.turns} == set(episode.request_ids)
+
+
+def test_recorded_rows_equal_the_reference_on_every_real_row(checkpoint, episodes, trajectories):
+    for episode, trajectory in zip(episodes, trajectories, strict=True):
+        stitched = stitch(trajectory, episode.token_ids)
+
+        assert stitched.missing.tolist() == [False] * (len(episode.token_ids) - 1) + [True]
+        assert_rows_equal_the_reference(checkpoint, stitched.token_ids, stitched.experts[:-1])
+
+
+def test_both_choices_of_a_request_equal_the_reference(checkpoint, episodes, trajectories):
+    both = trajectories[[episode.style for episode in episodes].index("two choices")]
+    sequences = both.sequences()
+
+    assert len(sequences) == 4  # the choice that was not continued, at each of three turns
+    for tokens in sequences:
+        stitched = stitch(both, tokens, branches="allow")
+        assert_rows_equal_the_reference(checkpoint, tokens, stitched.experts[:-1])
+
+
+def test_a_request_is_found_by_its_id_and_by_the_clients_own(server, store, checkpoint):
+    from openai import OpenAI
+
+    openai = OpenAI(base_url=f"{server.base_url}/v1", api_key="none")
+    answer = openai.completions.create(
+        model="tiny",
+        prompt="the quick brown fox",
+        max_tokens=8,
+        extra_headers={"X-Request-Id": "my-own-id"},
+    )
+
+    with RouteStoreClient(store.base_url) as client:
+        by_id = client.fetch_request(answer.id, wait_s=30)
+        by_own = client.fetch_request("my-own-id", wait_s=30)
+    assert np.array_equal(by_id.experts, by_own.experts)
+    assert_rows_equal_the_reference(checkpoint, by_id.token_ids, by_id.experts)
+
+
+def test_no_response_carries_routes(server):
+    import httpx
+
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 4}
+    whole = httpx.post(f"{server.base_url}/v1/completions", json=body, timeout=120).json()
+    streamed = httpx.post(
+        f"{server.base_url}/v1/completions", json={**body, "stream": True}, timeout=120
+    ).text
+
+    assert whole["choices"][0].get("routed_experts") is None
+    assert "routed_experts" not in streamed
+
+
+def test_an_unknown_id_is_not_found_and_says_so(store):
+    with RouteStoreClient(store.base_url) as client, pytest.raises(NotFound):
+        client.fetch_request("chatcmpl-never-seen")
+
+
+def test_a_slice_equals_the_slice_of_the_whole(store, episodes):
+    request_id = episodes[0].request_ids[-1]
+    with RouteStoreClient(store.base_url) as client:
+        whole = client.fetch_request(request_id)
+        part = client.fetch_request(request_id, layers=range(1, 3), tokens=range(2, 9))
+
+    assert (part.token_start, part.layer_start) == (2, 1)
+    assert np.array_equal(part.experts, whole.experts[2:9, 1:3])
+
+
+def test_an_edited_token_is_refused_while_packing(episodes, trajectories):
+    edited = [episode for episode in episodes if episode.style == "plain"]
+    tokens = edited[0].token_ids.copy()
+    tokens[len(tokens) // 2] += 1
+
+    with pytest.raises(MisalignedRoutes, match=r"episode-0: turn \d .*position"):
+        stitch(trajectories[0], tokens)
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("version", ["0.16.1", "0.19.2"])
+def test_megatron_replays_what_vllm_executed(version, checkpoint, episodes, trajectories, tmp_path):
+    result = _train(version, checkpoint, pack(episodes, trajectories, SHAPE), tmp_path)
+
+    assert result["on"]["rows_differ"] == 0.0
+    # Both engines compute in float32 here, so the log-probs agree to rounding.
+    assert result["on"]["mae"] < 1e-4
+    assert result["router_gradient_norm"] > 0
+    assert result["router_calls"] == 3
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("version", ["0.16.1", "0.19.2"])
+def test_replay_executes_the_routes_even_where_the_router_disagrees(
+    version, checkpoint, episodes, trajectories, tmp_path
+):
+    """Another expert in every row: live routing cannot pass for replay."""
+    batch = pack(episodes, trajectories, SHAPE)
+    moved = (batch.routes.experts.astype(int) + 1) % SHAPE.num_experts
+    moved[:, 0] = 0  # the dense layer
+    experts = batch.routes.experts
+    experts[...] = moved
+
+    result = _train(version, checkpoint, batch, tmp_path, canary_every=0)
+
+    assert result["off"]["rows_differ"] == 1.0
+    assert result["on"]["rows_differ"] == 0.0
+    assert result["on"]["mae"] > result["off"]["mae"]
+
+
+@pytest.mark.timeout(600)
+def test_a_store_that_is_away_hurts_nobody_and_what_was_lost_is_counted(server, store, checkpoint):
+    from openai import OpenAI
+
+    openai = OpenAI(base_url=f"{server.base_url}/v1", api_key="none", timeout=120)
+    ask = {"model": "tiny", "prompt": "hello", "max_tokens": 6, "temperature": 0.0}
+    before = openai.completions.create(**ask)
+    store.stop()
+    try:
+        during = [openai.completions.create(**ask) for _ in range(3)]
+    finally:
+        store.start()
+    after = openai.completions.create(**ask)
+
+    assert {answer.choices[0].text for answer in [*during, after]} == {before.choices[0].text}
+    with RouteStoreClient(store.base_url) as client:
+        routes = client.fetch_request(after.id, wait_s=60)
+    assert_rows_equal_the_reference(checkpoint, routes.token_ids, routes.experts)
+
+
+def test_an_open_request_is_pending_and_never_partial(server, store):
+    import httpx
+
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 900, "ignore_eos": True}
+    url = f"{server.base_url}/v1/completions"
+    headers = {"X-Request-Id": "long-one"}
+    with (
+        RouteStoreClient(store.base_url) as client,
+        httpx.stream("POST", url, json={**body, "stream": True}, headers=headers, timeout=120) as s,
+    ):
+        for _ in s.iter_lines():
+            # Unknown until the first chunk is on its way, then pending until it is sealed.
+            with pytest.raises((RoutesPending, NotFound)) as refused:
+                client.fetch_request("long-one")
+            if refused.type is RoutesPending:
+                break
+    assert refused.type is RoutesPending
+    with RouteStoreClient(store.base_url) as client:
+        # The client left in mid-stream: what was delivered is sealed as aborted.
+        routes = client.fetch_request("long-one", wait_s=30)
+    assert routes.manifest.finish_reason == "abort"
+    assert routes.manifest.complete
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("version", ["0.16.1", "0.19.2"])
+def test_routes_that_are_not_the_models_stop_training(
+    version, checkpoint, episodes, trajectories, tmp_path
+):
+    """Valid in shape, range and tokens; only the canary can tell."""
+    batch = pack(episodes, trajectories, SHAPE)
+    experts = batch.routes.experts
+    experts[:, 1:] = (experts[:, 1:].astype(int) + 1) % SHAPE.num_experts
+
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        _train(version, checkpoint, batch, tmp_path)
+    assert "ReplayMisrouted" in failed.value.stderr
+
+
+def _train(version, checkpoint, batch, folder, **options):
+    """Run `trainer.train` in a process of its own, on the Megatron-Core of `version`."""
+    folders = dict(
+        item.split("=", 1)
+        for item in os.environ.get("ROUTEREPLAY_TEST_MCORE_PATHS", "").split(":")
+        if item
+    )
+    if version not in folders:
+        pytest.skip(f"Megatron-Core {version} is not in ROUTEREPLAY_TEST_MCORE_PATHS")
+    (folder / "batch").write_bytes(pickle.dumps((checkpoint, batch, options)))
+    environment = dict(os.environ)
+    paths = [folders[version], *sys.path]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    command = [sys.executable, "-W", "ignore", "-c", _TRAIN, str(folder)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return pickle.loads((folder / "result").read_bytes())
+
+
+_TRAIN = """
+import dataclasses, pathlib, pickle, sys
+from end_to_end import trainer
+from routereplay.parity.megatron_cpu import megatron_on_cpu, single_process_groups
+folder = pathlib.Path(sys.argv[1])
+checkpoint, batch, options = pickle.loads((folder / "batch").read_bytes())
+with megatron_on_cpu(), single_process_groups():
+    result = trainer.train(checkpoint, batch, **options)
+(folder / "result").write_bytes(pickle.dumps(dataclasses.asdict(result)))
+"""

@@ -1,0 +1,217 @@
+"""Does replay cost a training step anything? Live routing and replay, turn by turn.
+
+    python benchmarks/megatron_replay.py --out replay.json            # one GPU
+    python benchmarks/megatron_replay.py --device cpu --tiny --pairs 2    # its logic, anywhere
+
+A pair is one timed step of each kind, in alternating order, each after an untimed step
+of its kind. Live steps run with replay disabled: no object of ours is on a router. The
+replayed routes are the model's own, so both kinds do the same work in the experts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from counting import copies_and_waits, router_times
+from megatron_model import (
+    RECOMPUTE,
+    TINY,
+    Batch,
+    Size,
+    build,
+    check_grouped_products,
+    one_process,
+    record,
+    row_ids,
+)
+
+from routereplay.patches.megatron import RouterReplay, enable_router_replay
+
+
+class Trainer:
+    """Forward and backward of a step's microbatches, routed live or replayed."""
+
+    def __init__(self, size: Size, recompute: str, device: torch.device, args: Any) -> None:
+        self.size, self.device = size, device
+        torch.manual_seed(0)
+        self.prefetch = not args.no_prefetch
+        self.model = build(size, recompute, device, experts=args.expert_kernel)
+        self.batches = [Batch.of(size, seed, device) for seed in range(args.microbatches)]
+        self.routes = [record(self.model, batch, size) for batch in self.batches]
+        self.row_ids = row_ids(size)
+        self.losses: list[torch.Tensor] = []
+
+    @contextlib.contextmanager
+    def kind(self, name: str) -> Iterator[Callable[[], None]]:
+        """Hand out the step of one kind, after one that warms it up."""
+        if name == "live":
+            self.live_step()
+            yield self.live_step
+            return
+        replay = enable_router_replay(self.model)
+        try:
+            self.replay_step(replay)
+            yield lambda: self.replay_step(replay)
+        finally:
+            replay.disable()
+
+    def live_step(self) -> None:
+        """Train on the router's own choice."""
+        self.model.zero_grad(set_to_none=True)
+        self.losses = []
+        for batch in self.batches:
+            self._train(batch)
+
+    def replay_step(self, replay: RouterReplay) -> None:
+        """Train on recorded experts, the next microbatch staged while one runs."""
+        self.model.zero_grad(set_to_none=True)
+        self.losses = []
+        with replay.step():
+            for index, batch in enumerate(self.batches):
+                replay.begin_microbatch(self.routes[index], self.row_ids)
+                if self.prefetch:
+                    after = self.routes[(index + 1) % len(self.routes)]
+                    replay.prefetch(after, self.row_ids)
+                self._train(batch)
+
+    def _train(self, batch: Batch) -> None:
+        loss = batch.output(self.model).float().mean()
+        loss.backward()
+        self.losses.append(loss.detach())
+
+    def wait(self) -> None:
+        """Wait until the device has done everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def timed(trainer: Trainer, step: Callable[[], None]) -> float:
+    """Return the seconds of one step."""
+    trainer.wait()
+    begun_s = time.perf_counter()
+    step()
+    trainer.wait()
+    return time.perf_counter() - begun_s
+
+
+def peak_bytes(trainer: Trainer, step: Callable[[], None]) -> int:
+    """Return the most memory that the allocator held during a step."""
+    if trainer.device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    trainer.wait()
+    return torch.cuda.max_memory_allocated()
+
+
+def measure_pairs(trainer: Trainer, pairs: int) -> dict[str, Any]:
+    """Return the seconds of each kind of step and their ratio, pair by pair."""
+    seconds: dict[str, list[float]] = {"live": [], "replay": []}
+    losses: dict[str, list[float]] = {}
+    for pair in range(pairs):
+        for name in ("live", "replay") if pair % 2 == 0 else ("replay", "live"):
+            with trainer.kind(name) as step:
+                seconds[name].append(timed(trainer, step))
+            losses[name] = torch.stack(trainer.losses).tolist()
+    ratios = [live / replay for live, replay in zip(*seconds.values(), strict=True)]
+    tokens = trainer.size.batch * trainer.size.length * len(trainer.batches)
+    return {
+        "seconds": seconds,
+        "tokens_per_s": {name: tokens / statistics.median(s) for name, s in seconds.items()},
+        "speed_of_replay": quartiles(ratios),
+        "losses_equal": losses["live"] == losses["replay"],
+        "losses": losses,
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Return the median and the quartiles around it."""
+    ordered = sorted(values)
+    low, _, high = statistics.quantiles(ordered, n=4, method="inclusive")
+    return {"low": low, "median": statistics.median(ordered), "high": high}
+
+
+def measure(size: Size, recompute: str, device: torch.device, args: Any) -> dict[str, Any]:
+    """Return everything that is measured of one kind of recompute."""
+    trainer = Trainer(size, recompute, device, args)
+    facts = measure_pairs(trainer, args.pairs)
+    for name in ("live", "replay"):
+        with trainer.kind(name) as step:
+            facts[f"peak_bytes_{name}"] = peak_bytes(trainer, step)
+            facts[f"router_{name}"] = router_times(trainer.model, step, device)
+            facts[f"counted_{name}"] = copies_and_waits(step, device, args.microbatches)
+    return facts
+
+
+def show(recompute: str, facts: dict[str, Any]) -> None:
+    """Print the figures that decide."""
+    speed, tokens = facts["speed_of_replay"], facts["tokens_per_s"]
+    print(f"recompute {recompute}")
+    print(f"  tokens/s       live {tokens['live']:,.0f}   replay {tokens['replay']:,.0f}")
+    print(
+        f"  replay / live  {speed['median']:.4f} x   "
+        f"(quartiles {speed['low']:.4f} to {speed['high']:.4f})"
+    )
+    for key in ("router", "counted", "peak_bytes"):
+        for name in ("live", "replay"):
+            print(f"  {key:14} {name:7} {facts[f'{key}_{name}']}")
+    print(f"  losses equal   {facts['losses_equal']}", flush=True)
+
+
+def parse() -> Any:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU runs in seconds")
+    parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE, default=list(RECOMPUTE))
+    parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--microbatches", type=int, default=4)
+    parser.add_argument("--expert-kernel", choices=("grouped", "sequential"), default="grouped")
+    parser.add_argument("--no-prefetch", action="store_true")
+    for name in Size.__annotations__:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print and write."""
+    args = parse()
+    device = torch.device(args.device)
+    given = {name: value for name in Size.__annotations__ if (value := getattr(args, name))}
+    size = Size(**(vars(TINY if args.tiny else Size()) | given))
+    results: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "torch": torch.__version__,
+        "size": vars(size),
+        "microbatches": args.microbatches,
+        "pairs": args.pairs,
+        "expert_kernel": args.expert_kernel,
+        "prefetch": not args.no_prefetch,
+    }
+    print(json.dumps(results), flush=True)
+    with one_process(device):
+        if args.expert_kernel == "grouped":
+            check_grouped_products(device)
+        for recompute in args.recompute:
+            results[recompute] = measure(size, recompute, device, args)
+            show(recompute, results[recompute])
+            if args.out is not None:
+                args.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""A fault test has `@pytest.mark.fault(row, fault, injected=...)` and fills in a `verdict`.
+
+`./scripts/test` runs those marked `short=True`, `./scripts/faults` runs all and writes
+docs/faults.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from faults.verdict import Verdict
+
+ALL = os.environ.get("ROUTEREPLAY_FAULTS") == "all"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        mark = item.get_closest_marker("fault")
+        if mark and not ALL and not mark.kwargs.get("short"):
+            item.add_marker(pytest.mark.skip(reason="a long fault test: ./scripts/faults runs it"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if call.when == "call":
+        item.stash[_PASSED] = outcome.get_result().passed
+
+
+_PASSED = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def verdict(request):
+    """The row of the report that this test fills in."""
+    mark = request.node.get_closest_marker("fault")
+    row, fault = mark.args
+    found = Verdict(row, fault, mark.kwargs["injected"])
+    yield found
+    passed = request.node.stash.get(_PASSED, False)
+    found.write(passed and not found.lost and not found.wrong)
+    assert found.lost == 0, f"{found.lost} of {found.acked} acknowledged records are lost"
+    assert found.wrong == 0, f"{found.wrong} reads returned other bytes than were stored"

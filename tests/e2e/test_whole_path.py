@@ -5,11 +5,16 @@ the plain `openai` client, and Megatron-Core in a process of its own for each ve
 Without the recorder, the seal, the stitching or the replay a test here fails.
 """
 
+import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from end_to_end.agent import STYLES, Agent
@@ -201,27 +206,78 @@ def test_a_store_that_is_away_hurts_nobody_and_what_was_lost_is_counted(server, 
 
 
 def test_an_open_request_is_pending_and_never_partial(server, store):
-    import httpx
-
-    body = {"model": "tiny", "prompt": "hello", "max_tokens": 900, "ignore_eos": True}
-    url = f"{server.base_url}/v1/completions"
-    headers = {"X-Request-Id": "long-one"}
-    with (
-        RouteStoreClient(store.base_url) as client,
-        httpx.stream("POST", url, json={**body, "stream": True}, headers=headers, timeout=120) as s,
-    ):
-        for _ in s.iter_lines():
-            # Unknown until the first chunk is on its way, then pending until it is sealed.
-            with pytest.raises((RoutesPending, NotFound)) as refused:
-                client.fetch_request("long-one")
-            if refused.type is RoutesPending:
-                break
-    assert refused.type is RoutesPending
+    # The engine is stopped in the middle of a request, so that it stays open while we look. On a
+    # busy machine it may have ended before it could be stopped: then the next one is tried.
     with RouteStoreClient(store.base_url) as client:
+        for attempt in range(10):
+            request_id = f"long-one-{attempt}"
+            with _started(server, request_id), _stopped(_engine_of(server.pid)):
+                if not _ended(client, request_id):
+                    _stays_pending(client, request_id)
+                    break
+        else:
+            pytest.fail("no request could be stopped before its end")
         # The client left in mid-stream: what was delivered is sealed as aborted.
-        routes = client.fetch_request("long-one", wait_s=30)
+        routes = client.fetch_request(request_id, wait_s=30)
     assert routes.manifest.finish_reason == "abort"
     assert routes.manifest.complete
+
+
+@contextlib.contextmanager
+def _started(server, request_id):
+    """A long request after its first token; its client leaves at the end."""
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 900, "ignore_eos": True}
+    url = f"{server.base_url}/v1/completions"
+    headers = {"X-Request-Id": request_id}
+    with httpx.stream(
+        "POST", url, json={**body, "stream": True}, headers=headers, timeout=120
+    ) as response:
+        # Kept to the end: an iterator that is let go of closes the connection.
+        lines = response.iter_lines()
+        next(lines)
+        yield lines
+
+
+def _engine_of(pid):
+    """Process id of the engine core that a server's front end started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (engine,) = (
+        int(child)
+        for child in children
+        if b"EngineCore" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    return engine
+
+
+@contextlib.contextmanager
+def _stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _ended(client, request_id):
+    """Whether vLLM's front end had all its tokens; the seal follows within moments then."""
+    try:
+        client.fetch_request(request_id, wait_s=3)
+    except (RoutesPending, NotFound):
+        return False
+    return True
+
+
+def _stays_pending(client, request_id):
+    deadline = time.monotonic() + 30
+    refused = None
+    while refused is not RoutesPending and time.monotonic() < deadline:
+        # Unknown until the first chunk is on its way.
+        with pytest.raises((RoutesPending, NotFound)) as raised:
+            client.fetch_request(request_id)
+        refused = raised.type
+    assert refused is RoutesPending
+    with pytest.raises(RoutesPending):
+        client.fetch_request(request_id, wait_s=2)
 
 
 @pytest.mark.megatron

@@ -1,7 +1,8 @@
 """A fault test has `@pytest.mark.fault(row, fault, injected=...)` and fills in a `verdict`.
 
 `./scripts/test` runs those marked `short=True`, `./scripts/faults` runs all and writes
-docs/faults.md.
+docs/faults.md. What a machine may lack is asked for with `faults.needs`, so that the report
+says which rows it could not show.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    outcome = yield
+    report = (yield).get_result()
     if call.when == "call":
-        item.stash[_PASSED] = outcome.get_result().passed
+        reason = str(call.excinfo.value) if report.skipped and call.excinfo else ""
+        item.stash[_OUTCOME] = report.outcome, reason
 
 
-_PASSED = pytest.StashKey[bool]()
+_OUTCOME = pytest.StashKey[tuple[str, str]]()
 
 
 @pytest.fixture
@@ -38,7 +40,9 @@ def verdict(request):
     row, fault = mark.args
     found = Verdict(row, fault, mark.kwargs["injected"])
     yield found
-    passed = request.node.stash.get(_PASSED, False)
-    found.write(passed and not found.lost and not found.wrong)
+    outcome, reason = request.node.stash.get(_OUTCOME, ("failed", ""))
+    if outcome == "passed" and (found.lost or found.wrong):
+        outcome = "failed"
+    found.write(outcome, reason)
     assert found.lost == 0, f"{found.lost} of {found.acked} acknowledged records are lost"
     assert found.wrong == 0, f"{found.wrong} reads returned other bytes than were stored"

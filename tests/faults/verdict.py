@@ -17,6 +17,8 @@ class Verdict:
     fault: str
     injected: str
     """By what means, such as `SIGSTOP` or `tmpfs of 8 MB`."""
+    load: str = ""
+    """What was going on meanwhile, such as `60 requests/s, 4 MB/s`."""
     acked: int = 0
     """Records that were acknowledged in a class that promises to survive the fault."""
     lost: int = 0
@@ -26,12 +28,17 @@ class Verdict:
     recovery_s: float | None = None
     """From the end of the fault to the first success; None where nothing had to recover."""
     note: str = ""
-    """The load that was held, or what else was measured."""
+    """What else was measured."""
 
-    def write(self, passed: bool) -> None:
-        """Append it to the file named by `ROUTEREPLAY_FAULTS_RESULTS`, if there is one."""
+    def write(self, outcome: str, reason: str = "") -> None:
+        """Append it to the file named by `ROUTEREPLAY_FAULTS_RESULTS`, if there is one.
+
+        Args:
+            outcome: `passed`, `failed` or `skipped`.
+            reason: why it was skipped.
+        """
         path = os.environ.get("ROUTEREPLAY_FAULTS_RESULTS")
         if path:
-            line = json.dumps({**asdict(self), "passed": passed})
+            line = json.dumps({**asdict(self), "outcome": outcome, "reason": reason})
             with Path(path).open("a", encoding="utf-8") as results:
                 results.write(line + "\n")

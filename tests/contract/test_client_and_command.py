@@ -78,6 +78,17 @@ def test_get_prints_a_summary_and_saves_arrays(store, tmp_path):
     assert np.array_equal(arrays["experts_0"], upload.experts)
 
 
+def test_get_cuts_as_it_is_told(store):
+    upload = store.put(make_upload("command-cut", seed=56))
+    cut = ("--layers", "1:3", "--tokens", "5:", "--json")
+
+    answer = run("get", "command-cut", *cut, "--store", store.sidecar.url)
+
+    (record,) = json.loads(answer.stdout)["records"]
+    assert [layer["layer"] for layer in record["layers"]] == [1, 2]
+    assert (record["token_start"], record["token_stop"]) == (5, len(upload.experts))
+
+
 def test_get_says_what_is_wrong_and_fails(store):
     answer = run("get", "never-seen", "--store", store.sidecar.url)
 

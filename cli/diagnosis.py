@@ -61,17 +61,14 @@ def _vllm() -> dict[str, Any]:
     from routereplay.patches._engine import PatchSet
     from routereplay.patches._patch import Library
     from routereplay.patches.errors import PatchError
-    from routereplay.patches.vllm.table import (
-        BEFORE_RELEASE,
-        FIRST_RELEASE,
-        PATCHES,
-        REQUIREMENTS,
-    )
+    from routereplay.patches.vllm.releases import BEFORE, FIRST, Release
+    from routereplay.patches.vllm.table import PATCHES, requirements
 
     vllm = _import_quietly("vllm")
-    library = Library("vllm", vllm.__version__, FIRST_RELEASE, BEFORE_RELEASE)
+    library = Library("vllm", vllm.__version__, FIRST, BEFORE)
+    needed = requirements(Release.of(vllm.__version__))
     try:
-        PatchSet(library, PATCHES, REQUIREMENTS, advice="").check()
+        PatchSet(library, PATCHES, needed, advice="").check()
     except PatchError as error:
         return {"ok": False, "text": error.message}
     return {

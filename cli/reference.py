@@ -8,17 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from routereplay.patches.vllm.table import (
-    BEFORE_RELEASE,
-    FIRST_RELEASE,
-    PATCHES,
-    REQUIREMENTS,
-)
+from routereplay.patches._patch import Requirement
+from routereplay.patches.vllm.releases import BEFORE, DIFFERENCES, FIRST
+from routereplay.patches.vllm.table import LATER_REQUIREMENTS, PATCHES, REQUIREMENTS
 
 
 def patches_page() -> str:
     """Return docs/patches.md."""
-    supported = f">={_release(FIRST_RELEASE)},<{_release(BEFORE_RELEASE)}"
+    supported = f">={_release(FIRST)},<{_release(BEFORE)}"
     lines = [
         "# Patches",
         "",
@@ -38,12 +35,17 @@ def patches_page() -> str:
         for patch in PATCHES
     ]
     lines += ["", "Names that the wrappers read, checked at the same time:", ""]
-    lines += ["| of | names | for |", "|---|---|---|"]
+    lines += ["| of | names | for | since |", "|---|---|---|---|"]
+    lines += [_needed(needed, FIRST) for needed in REQUIREMENTS]
+    lines += [_needed(needed, since.first) for since, needed in LATER_REQUIREMENTS]
     lines += [
-        f"| `{needed.target}` | {', '.join(f'`{name}`' for name in needed.names)} "
-        f"| {needed.reason} |"
-        for needed in REQUIREMENTS
+        "",
+        "What differs between the releases, and from which on it is so:",
+        "",
+        "| since | what |",
+        "|---|---|",
     ]
+    lines += [f"| {_release(since.first)} | {since.what} |" for since in DIFFERENCES]
     lines += [
         "",
         "Megatron-Core is not patched: each live router of the decoder is handed an object to ask",
@@ -61,6 +63,11 @@ def main(folder: str) -> None:
     """Write every page to `folder`."""
     for name, page in PAGES.items():
         Path(folder, name).write_text(page(), encoding="utf-8")
+
+
+def _needed(needed: Requirement, first: tuple[int, ...]) -> str:
+    names = ", ".join(f"`{name}`" for name in needed.names)
+    return f"| `{needed.target}` | {names} | {needed.reason} | {_release(first)} |"
 
 
 def _release(parts: tuple[int, ...]) -> str:

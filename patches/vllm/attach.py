@@ -8,10 +8,12 @@ import os
 from multiprocessing.util import Finalize
 from typing import Any
 
+from routereplay.patches.vllm.engine_args import capture_section
 from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.metrics import Metrics
 from routereplay.patches.vllm.record import ModelFacts
 from routereplay.patches.vllm.recorder import Recorder
+from routereplay.patches.vllm.releases import TOPK_OF_CONFIG, installed_release
 from routereplay.patches.vllm.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,15 +48,23 @@ def model_facts(vllm_config: Any) -> ModelFacts | None:
     return ModelFacts(
         name=served if isinstance(served, str) else (served or [model.model])[0],
         num_layers=model.get_total_num_hidden_layers(),
-        topk=model.get_num_experts_per_tok(),
+        topk=_topk(model),
         num_experts=model.get_num_experts(),
     )
 
 
 def capture_is_on(vllm_config: Any) -> bool:
-    """Whether the engine captures routes: a model flag up to vLLM 0.30, an own section after."""
-    section = getattr(vllm_config, "aux_output_config", vllm_config.model_config)
-    return bool(section.enable_return_routed_experts)
+    """Whether the engine captures routes."""
+    return bool(capture_section(vllm_config).enable_return_routed_experts)
+
+
+def _topk(model_config: Any) -> int:
+    if installed_release().has(TOPK_OF_CONFIG):
+        return int(model_config.get_num_experts_per_tok())
+    # The two names that vLLM's own capture looks for in these releases.
+    text_config = model_config.hf_text_config
+    topk = getattr(text_config, "num_experts_per_tok", None)
+    return int(text_config.top_k_experts if topk is None else topk)
 
 
 def attach(output_processor: Any, facts: ModelFacts, *, keep_native: bool) -> Recorder:

@@ -6,16 +6,28 @@ import logging
 from typing import Any
 
 from routereplay.patches._patch import Function, Patch
+from routereplay.patches.vllm.releases import AUX_OUTPUT, installed_release
 
 logger = logging.getLogger(__name__)
+
+
+def capture_section(owner: Any, model_config: Any = None) -> Any:
+    """Return what carries `enable_return_routed_experts` in this release.
+
+    Args:
+        owner: `EngineArgs` or `VllmConfig`.
+        model_config: the model's; `owner.model_config` unless given.
+    """
+    if installed_release().has(AUX_OUTPUT):
+        return owner.aux_output_config
+    return owner.model_config if model_config is None else model_config
 
 
 def _capture_routes(original: Function) -> Function:
     def create_model_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         model_config = original(self, *args, **kwargs)
         if model_config.is_moe and model_config.runner_type == "generate":
-            # From 0.31 on the flag is not the model's: a section of the engine's arguments.
-            section: Any = getattr(self, "aux_output_config", model_config)
+            section = capture_section(self, model_config)
             if not section.enable_return_routed_experts:
                 section.enable_return_routed_experts = True
                 logger.info(

@@ -9,8 +9,9 @@ import os
 from routereplay.patches._engine import PatchSet
 from routereplay.patches._patch import Library, PatchReport
 from routereplay.patches.errors import PatchError
+from routereplay.patches.vllm.releases import BEFORE, FIRST, installed_release
 from routereplay.patches.vllm.settings import Settings
-from routereplay.patches.vllm.table import BEFORE_RELEASE, FIRST_RELEASE, PATCHES, REQUIREMENTS
+from routereplay.patches.vllm.table import PATCHES, requirements
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,10 @@ def patch_set() -> PatchSet:
     import vllm
 
     settings = Settings.from_env(os.environ)
-    library = Library("vllm", vllm.__version__, FIRST_RELEASE, BEFORE_RELEASE)
     return PatchSet(
-        library,
+        Library("vllm", vllm.__version__, FIRST, BEFORE),
         PATCHES,
-        REQUIREMENTS,
+        requirements(installed_release()),
         advice=_ADVICE,
         allow_untested=settings.allow_untested,
     )

@@ -11,9 +11,14 @@ from routereplay.patches.vllm.output_processor import (
     NOTE_REQUEST,
     TAP_ROWS,
 )
-
-FIRST_RELEASE = (0, 30)
-BEFORE_RELEASE = (0, 31)
+from routereplay.patches.vllm.releases import (
+    AUX_OUTPUT,
+    SESSION_ID,
+    TOPK_OF_CONFIG,
+    WEIGHT_VERSIONS,
+    Release,
+    Since,
+)
 
 PATCHES: tuple[Patch, ...] = (
     CAPTURE_ROUTES,
@@ -56,11 +61,61 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         reason="tokens after stop strings",
     ),
     Requirement(
-        target="vllm.config:ModelConfig",
+        target="vllm.config.model:ModelConfig",
         names=(
-            *("is_moe", "model", "served_model_name", "get_total_num_hidden_layers"),
-            *("get_num_experts", "get_num_experts_per_tok"),
+            *("is_moe", "model", "served_model_name", "hf_text_config"),
+            *("get_total_num_hidden_layers", "get_num_experts"),
         ),
         reason="sizes of the routes",
     ),
 )
+
+LATER_REQUIREMENTS: tuple[tuple[Since, Requirement], ...] = (
+    (
+        TOPK_OF_CONFIG,
+        Requirement(
+            target="vllm.config.model:ModelConfig",
+            names=("get_num_experts_per_tok",),
+            reason="sizes of the routes",
+        ),
+    ),
+    (
+        SESSION_ID,
+        Requirement(
+            target="vllm.v1.engine:EngineCoreRequest",
+            names=("session_id",),
+            reason="the conversation a request belongs to",
+        ),
+    ),
+    (
+        AUX_OUTPUT,
+        Requirement(
+            target="vllm.engine.arg_utils:EngineArgs",
+            names=("aux_output_config",),
+            reason="the switch of capture",
+        ),
+    ),
+    (
+        AUX_OUTPUT,
+        Requirement(
+            target="vllm.config.aux_output:AuxOutputConfig",
+            names=("enable_return_routed_experts",),
+            reason="the switch of capture",
+        ),
+    ),
+    (
+        WEIGHT_VERSIONS,
+        Requirement(
+            target="vllm.v1.engine.output_processor:RequestState",
+            names=("track_weight_version",),
+            reason="which weights made a token",
+        ),
+    ),
+)
+"""Names that only later releases have, with the first that must."""
+
+
+def requirements(release: Release) -> tuple[Requirement, ...]:
+    """Return what the wrappers read from this release."""
+    later = tuple(needed for since, needed in LATER_REQUIREMENTS if release.has(since))
+    return REQUIREMENTS + later

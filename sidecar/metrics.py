@@ -23,6 +23,12 @@ class Metrics:
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
             registry=self.registry,
         )
+        self.http_closed = Counter(
+            "routereplay_http_closed_total",
+            "Connections ended early, by what they did not do or did too much of.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.frames = Counter(
             "routereplay_ingest_frames_total",
             "Ingested frames by kind and by what became of them.",

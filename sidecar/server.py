@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 from types import FrameType
@@ -9,6 +10,9 @@ from types import FrameType
 import uvicorn
 
 from routereplay.sidecar.app import create_app
+from routereplay.sidecar.http.descriptors import connections_that_fit
+from routereplay.sidecar.http.limits import HttpLimits
+from routereplay.sidecar.http.protocol import bounded_protocol
 from routereplay.sidecar.logs import configure_logging
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.settings import Settings, misspelt_variables
@@ -16,6 +20,8 @@ from routereplay.sidecar.settings import Settings, misspelt_variables
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75
+_LAST_RESORT_S = 30
+"""Beyond the time for open requests: closing connections and stopping the engine."""
 
 
 class StoreServer(uvicorn.Server):
@@ -26,25 +32,37 @@ class StoreServer(uvicorn.Server):
         self._runtime = runtime
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note that the store stops, and let uvicorn do the rest."""
+        """Note that the store stops, and let uvicorn do the rest, in bounded time."""
         self._runtime.stopping = True
+        # Whatever hangs, a supervisor must not be the one who ends it: say where, and exit.
+        limit_s = self._runtime.settings.graceful_shutdown_s + _LAST_RESORT_S
+        faulthandler.dump_traceback_later(limit_s, exit=True)
         super().handle_exit(sig, frame)
 
 
 def create_server(settings: Settings) -> StoreServer:
     """Return a server that is ready to run.
 
-    httptools, as h11 accepts a request with both Content-Length and Transfer-Encoding;
-    uvloop, as asyncio copies every response body. Connections are kept longer than
-    recorders and trainers pause between batches.
+    On httptools, as h11 accepts a request with both Content-Length and Transfer-Encoding,
+    with the limits that uvicorn lacks; on uvloop, as asyncio copies every response body.
+    Connections are kept longer than recorders and trainers pause between batches.
     """
     app = create_app(settings)
+    runtime: Runtime = app.state.runtime
+    limits = HttpLimits(
+        head_s=settings.head_timeout_s,
+        stall_s=settings.stall_timeout_s,
+        min_bytes_per_s=settings.min_bytes_per_s,
+        max_connections=connections_that_fit(settings.max_connections, settings.engine_connections),
+        unwanted_bytes=settings.max_body_bytes,
+    )
+    closed = runtime.metrics.http_closed
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=bounded_protocol(limits, lambda reason: closed.labels(reason).inc()),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -54,7 +72,7 @@ def create_server(settings: Settings) -> StoreServer:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.graceful_shutdown_s,
     )
-    return StoreServer(config, app.state.runtime)
+    return StoreServer(config, runtime)
 
 
 def serve(settings: Settings) -> None:
@@ -68,5 +86,6 @@ def serve(settings: Settings) -> None:
         logger.warning("%s is not a setting and changes nothing; did you mean %s?", name, close)
     server = create_server(settings)
     server.run()
+    faulthandler.cancel_dump_traceback_later()
     if not server.started:
         raise SystemExit(3)

@@ -66,6 +66,14 @@ class Settings(BaseSettings):
     """Longest `wait=` of a read."""
     max_fetch_ids: int = Field(default=1024, ge=1)
     """Ids in one `POST /v1/fetch`."""
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    """Longest time to the end of a request's headers."""
+    stall_timeout_s: float = Field(default=10.0, gt=0)
+    """How long a body, or a client that reads an answer, may lag behind `min_bytes_per_s`."""
+    min_bytes_per_s: float = Field(default=64 * 1024, gt=0)
+    """Least average rate of a body and of a client that reads an answer."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Open connections of clients; one more is answered 503."""
     graceful_shutdown_s: int = Field(default=25, ge=1)
     """How long a stopping server lets open requests end."""
 

@@ -18,6 +18,12 @@
     │   ├─ BadRequest                    bad_request
     │   ├─ TooLarge                      too_large
     │   ├─ LengthRequired                length_required
+    │   ├─ HeadersTooLarge               headers_too_large
+    │   ├─ RequestTooSlow                too_slow, the bytes did not come in time
+    │   ├─ Unauthenticated               unauthenticated, no key, or one that is not known
+    │   ├─ Forbidden                     forbidden, a key that may not do this
+    │   ├─ LimitReached                  limit_reached, a trajectory holds all that it may
+    │   ├─ RateLimited                   rate_limited, one key asks for too much at a time
     │   ├─ StoreFull                     store_full
     │   └─ StoreUnavailable              unavailable, the engine behind the store is away
     ├─ TransportError                    no answer came
@@ -149,6 +155,42 @@ class LengthRequired(RouteStoreError):
     code = "length_required"
 
 
+class HeadersTooLarge(RouteStoreError):
+    """A request line and headers over the store's limit."""
+
+    code = "headers_too_large"
+
+
+class RequestTooSlow(RouteStoreError):
+    """The rest of a request did not come in time; the same bytes may be sent again."""
+
+    code = "too_slow"
+
+
+class Unauthenticated(RouteStoreError):
+    """No API key, or one that the store does not know or no longer takes."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(RouteStoreError):
+    """An API key without the scope, or of another namespace."""
+
+    code = "forbidden"
+
+
+class LimitReached(RouteStoreError):
+    """A trajectory that holds as much as one may; sending it again changes nothing."""
+
+    code = "limit_reached"
+
+
+class RateLimited(RouteStoreError):
+    """An API key that asks for more at one time than one key may; try again."""
+
+    code = "rate_limited"
+
+
 class StoreFull(RouteStoreError):
     """The engine behind the store has no room; what is stored stays."""
 
@@ -195,6 +237,12 @@ HTTP_STATUS: dict[type[RouteReplayError], int] = {
     BadRequest: 400,
     TooLarge: 413,
     LengthRequired: 411,
+    HeadersTooLarge: 431,
+    RequestTooSlow: 408,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    LimitReached: 429,
+    RateLimited: 429,
     StoreFull: 503,
     StoreUnavailable: 503,
 }
@@ -202,7 +250,9 @@ HTTP_STATUS: dict[type[RouteReplayError], int] = {
 
 _BY_CODE = {cls.code: cls for cls in HTTP_STATUS}
 
-RETRYABLE_CODES = frozenset({StoreFull.code, StoreUnavailable.code})
+RETRYABLE_CODES = frozenset(
+    {StoreFull.code, StoreUnavailable.code, RequestTooSlow.code, RateLimited.code}
+)
 """Answers after which the same bytes may be sent again."""
 
 

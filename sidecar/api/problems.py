@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from routereplay.sidecar.http.answers import PROBLEM_TYPE, problem_body
 from routereplay.sidecar.runtime import Runtime
 from routereplay.wire.errors import (
     HTTP_STATUS,
@@ -23,7 +23,6 @@ from routereplay.wire.errors import (
 
 logger = logging.getLogger(__name__)
 
-PROBLEM_TYPE = "application/problem+json"
 _RETRY_AFTER_MAX_S = 3
 
 
@@ -34,19 +33,12 @@ def status_of(error: type[RouteReplayError]) -> int:
 
 def problem(status: int, code: str, message: str, details: dict[str, Any]) -> Response:
     """Return one problem; those that pass by themselves carry Retry-After."""
-    body = {
-        "type": f"urn:routereplay:error:{code}",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "code": code,
-        "message": message,
-        "details": details,
-    }
     headers = {}
     if code in RETRYABLE_CODES:
         # Spread, so that all recorders do not come back in the same second.
         headers["Retry-After"] = str(random.randint(1, _RETRY_AFTER_MAX_S))
-    return Response(msgspec.json.encode(body), status, headers, PROBLEM_TYPE)
+    body = problem_body(status, code, message, details)
+    return Response(body, status, headers, PROBLEM_TYPE)
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -76,6 +68,10 @@ def install_handlers(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path}: {error.detail}; see /docs"
         return problem(error.status_code, code, message, {})
 
+    async def left(_: Request, __: Exception) -> Response:
+        # Nobody is there to read it: the client left, or was sent away as too slow.
+        return Response(status_code=499)
+
     async def unexpected(_: Request, error: Exception) -> Response:
         message = f"the store failed in a way it does not know: {type(error).__name__}"
         return problem(500, "internal", message, {})
@@ -83,4 +79,5 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RouteReplayError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Exception, unexpected)

@@ -5,7 +5,7 @@ from redis import exceptions as refusals
 
 from routereplay.sidecar.api.problems import problem, status_of
 from routereplay.sidecar.store.redis_engine import engine_errors, script_text
-from routereplay.wire.errors import HTTP_STATUS, StoreFull, StoreUnavailable
+from routereplay.wire.errors import HTTP_STATUS, RETRYABLE_CODES, StoreFull, StoreUnavailable
 
 PASSING = [
     refusals.ConnectionError("Connection refused"),
@@ -48,7 +48,7 @@ def test_every_error_of_the_contract_has_a_problem(error):
     response = problem(status_of(error), error.code, "why", {})
 
     assert response.status_code == HTTP_STATUS[error]
-    assert ("retry-after" in response.headers) == (response.status_code == 503)
+    assert ("retry-after" in response.headers) == (error.code in RETRYABLE_CODES)
 
 
 @pytest.mark.parametrize("name", ["stage", "seal", "drop", "delete", "claim"])

@@ -13,7 +13,7 @@ from routereplay.wire.errors import (
 )
 from routereplay.wire.frame import Frame, iter_frames
 from routereplay.wire.ids import check_id
-from routereplay.wire.records import Chunk, Drop, RecordManifest, Routes, Seal
+from routereplay.wire.records import Chunk, Drop, ParentRef, RecordManifest, Routes, Seal
 from routereplay.wire.routes import check_rows, numpy_dtype
 
 MAX_LAYERS = 1024
@@ -108,6 +108,22 @@ def check_seal(seal: Seal, payload: memoryview) -> None:
         raise MalformedFrame(msg)
     if digest(payload) != manifest.token_digest:
         msg = f"{where}: the token ids do not match their digest; they were damaged on their way"
+        raise MalformedFrame(msg)
+    if manifest.parent is not None:
+        _check_parent(where, manifest, manifest.parent, payload)
+
+
+def _check_parent(
+    where: str, manifest: RecordManifest, parent: ParentRef, payload: memoryview
+) -> None:
+    check_id(parent.request_id, "parent's request_id")
+    _check_range(where, "parent's choice", parent.choice, 0, MAX_CHOICES - 1)
+    _check_range(where, "row_start of a delta", manifest.row_start, 1, manifest.num_tokens - 1)
+    if (parent.request_id, parent.choice) == (manifest.request_id, manifest.choice):
+        msg = f"{where}: it names itself as its parent"
+        raise MalformedFrame(msg)
+    if digest(payload[: 4 * manifest.row_start]) != parent.prefix_digest:
+        msg = f"{where}: its first {manifest.row_start} token ids do not match their digest"
         raise MalformedFrame(msg)
 
 

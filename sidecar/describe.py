@@ -61,6 +61,7 @@ def describe_trajectory(trajectory_id: str, found: list[RecordStatus]) -> dict[s
 
 def _coverage(turns: list[TurnStatus], manifests: list[RecordManifest]) -> dict[str, Any]:
     states = [turn.state for turn in turns]
+    orphans = _orphans(turns)
     return {
         "turns": len(turns),
         "sealed": states.count("sealed"),
@@ -68,5 +69,18 @@ def _coverage(turns: list[TurnStatus], manifests: list[RecordManifest]) -> dict[
         "dropped": states.count("dropped"),
         "rows": sum(manifest.rows for manifest in manifests),
         "rows_lost": sum(turn.rows_lost for turn in turns),
-        "complete": len(manifests) == len(turns) and all(m.complete for m in manifests),
+        "orphans": orphans,
+        "complete": len(manifests) == len(turns)
+        and all(m.complete for m in manifests)
+        and not orphans,
     }
+
+
+def _orphans(turns: list[TurnStatus]) -> int:
+    """Count the deltas whose parent is not there, sealed."""
+    sealed = {(turn.request_id, turn.choice) for turn in turns if turn.state == "sealed"}
+    parents = [turn.manifest.parent for turn in turns if turn.manifest is not None]
+    return sum(
+        parent is not None and (parent.request_id, parent.choice) not in sealed
+        for parent in parents
+    )

@@ -19,8 +19,10 @@ from routereplay.wire.lineage import Link, TurnSpan, link_turns
 from routereplay.wire.records import (
     FetchedTrajectory,
     FetchFailure,
+    RecordManifest,
     Routes,
     RoutesItem,
+    RowSource,
 )
 
 KEEP_BYTES = 8 * 1024 * 1024
@@ -29,14 +31,41 @@ KEEP_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A slice whose every byte was verified once."""
+    """Rows of a record, whose every byte was verified once."""
 
-    part: Slice
+    manifest: RecordManifest
+    parts: list[Slice]
+    """Where the rows are, in order and without a gap: more than one for a delta."""
     tokens: bytes
     rows_digest: bytes
     parent: int | None
     kept: list[Buffer] | None
     """Its rows, or None if they are read again while they are sent."""
+
+    @property
+    def token_start(self) -> int:
+        """Token index of the first row."""
+        return self.parts[0].token_start
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def layer_start(self) -> int:
+        """First layer, from 0."""
+        return self.parts[0].layer_start
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return self.parts[0].layer_stop - self.layer_start
 
 
 @dataclass(slots=True)
@@ -49,14 +78,11 @@ class Response:
     failures: list[FetchFailure] = field(default_factory=list)
     room: int = KEEP_BYTES
 
-    async def add_record(
-        self, status: RecordStatus, tokens: Range | None, layers: Range | None
-    ) -> None:
-        """Add a slice of one sealed record."""
+    async def add_record(self, status: RecordStatus, parts: list[Slice]) -> None:
+        """Add the rows of one sealed record, from it and the records that it is a delta on."""
         record = _sealed(status)
-        part = cut(status.key, record, tokens, layers)
         token_ids = await read_tokens(self.blobs, status.key, record)
-        self.items.append(await self._ready(part, token_ids, None))
+        self.items.append(await self._ready(record.manifest, parts, token_ids, None))
 
     async def add_trajectory(
         self,
@@ -74,7 +100,7 @@ class Response:
         for (turn, record), ids, link in zip(sealed, token_ids, links, strict=True):
             start, stop = tokens or (0, None)
             part = cut(turn.key, record, (max(start, link.new_from), stop), layers)
-            ready.append(await self._ready(part, ids, link.parent))
+            ready.append(await self._ready(record.manifest, [part], ids, link.parent))
         first = len(self.items)
         self.items.extend(ready)
         self.trajectories.append(
@@ -89,18 +115,22 @@ class Response:
         """Add an id that cannot be served."""
         self.failures.append(FetchFailure(id=name, code=error.code, message=error.message))
 
-    async def _ready(self, part: Slice, tokens: bytes, parent: int | None) -> Ready:
+    async def _ready(
+        self, manifest: RecordManifest, parts: list[Slice], tokens: bytes, parent: int | None
+    ) -> Ready:
         # The digest stands before the rows in the frame, so rows are read to hash them;
         # what is too long to keep is read again when its turn to be sent has come.
         hasher = RunningDigest()
-        kept: list[Buffer] | None = [] if part.nbytes <= self.room else None
-        async for buffer in read_rows(self.blobs, part):
-            hasher.update(buffer)
-            if kept is not None:
-                kept.append(buffer)
+        nbytes = sum(part.nbytes for part in parts)
+        kept: list[Buffer] | None = [] if nbytes <= self.room else None
+        for part in parts:
+            async for buffer in read_rows(self.blobs, part):
+                hasher.update(buffer)
+                if kept is not None:
+                    kept.append(buffer)
         if kept is not None:
-            self.room -= part.nbytes
-        return Ready(part, tokens, hasher.digest(), parent, kept)
+            self.room -= nbytes
+        return Ready(manifest, parts, tokens, hasher.digest(), parent, kept)
 
     async def rows(self, ready: Ready) -> AsyncIterator[Buffer]:
         """Yield the rows of an item."""
@@ -108,8 +138,9 @@ class Response:
             for buffer in ready.kept:
                 yield buffer
         else:
-            async for buffer in read_rows(self.blobs, ready.part):
-                yield buffer
+            for part in ready.parts:
+                async for buffer in read_rows(self.blobs, part):
+                    yield buffer
 
     @property
     def is_kept(self) -> bool:
@@ -121,7 +152,7 @@ class Response:
         items: list[RoutesItem] = []
         offset = 0
         for ready in self.items:
-            tokens_offset = aligned(offset + ready.part.nbytes)
+            tokens_offset = aligned(offset + ready.nbytes)
             items.append(_item(ready, offset, tokens_offset))
             offset = aligned(tokens_offset + len(ready.tokens))
         header = Routes(
@@ -136,26 +167,42 @@ class Response:
         for ready in self.items:
             async for buffer in self.rows(ready):
                 yield buffer
-            yield padding(ready.part.nbytes)
+            yield padding(ready.nbytes)
             yield ready.tokens
             yield padding(len(ready.tokens))
 
 
 def _item(ready: Ready, rows_offset: int, tokens_offset: int) -> RoutesItem:
-    part = ready.part
     return RoutesItem(
-        manifest=part.manifest,
-        token_start=part.token_start,
-        rows=part.rows,
-        layer_start=part.layer_start,
-        layers=part.layer_stop - part.layer_start,
+        manifest=ready.manifest,
+        token_start=ready.token_start,
+        rows=ready.rows,
+        layer_start=ready.layer_start,
+        layers=ready.layers,
         rows_offset=rows_offset,
-        rows_nbytes=part.nbytes,
+        rows_nbytes=ready.nbytes,
         rows_digest=ready.rows_digest,
         tokens_offset=tokens_offset,
         tokens_nbytes=len(ready.tokens),
         parent=ready.parent,
+        sources=_sources(ready),
     )
+
+
+def _sources(ready: Ready) -> tuple[RowSource, ...]:
+    """Return whose rows these are, or nothing if they are the record's own."""
+    own = ready.manifest.request_id, ready.manifest.choice
+    sources = [
+        RowSource(
+            request_id=part.key.request_id,
+            choice=part.key.choice,
+            token_start=part.token_start,
+            rows=part.rows,
+        )
+        for part in ready.parts
+    ]
+    named = [(source.request_id, source.choice) for source in sources]
+    return () if named == [own] else tuple(sources)
 
 
 def _sealed(status: RecordStatus) -> StoredRecord:

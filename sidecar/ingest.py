@@ -8,6 +8,7 @@ import time
 
 import msgspec
 
+from routereplay.sidecar.ancestry import Ancestry
 from routereplay.sidecar.checks import parse_body
 from routereplay.sidecar.store import keys, parts
 from routereplay.sidecar.store.base import (
@@ -44,9 +45,18 @@ _encode = msgspec.msgpack.Encoder().encode
 class Ingest:
     """Stores what recorders send. Every step may be repeated with the same bytes."""
 
-    def __init__(self, blobs: Blobs, index: Index, *, value_bytes: int, staging_ttl_s: int) -> None:
+    def __init__(
+        self,
+        blobs: Blobs,
+        index: Index,
+        ancestry: Ancestry,
+        *,
+        value_bytes: int,
+        staging_ttl_s: int,
+    ) -> None:
         self._blobs = blobs
         self._index = index
+        self._ancestry = ancestry
         self._value_bytes = value_bytes
         self._staging_ttl_s = staging_ttl_s
 
@@ -128,6 +138,8 @@ class Ingest:
         if sealed is not None:
             raise _conflict(key)
         chunks = _match(manifest, await self._index.staged(key.tag, upload_id))
+        if not seal.orphan:
+            await self._ancestry.check(key, manifest)
         await self._claim(key, manifest.aliases)
         record = StoredRecord(
             manifest,

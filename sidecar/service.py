@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, TypeAlias
 
+from routereplay.sidecar.ancestry import Ancestry
 from routereplay.sidecar.describe import describe_request, describe_trajectory
 from routereplay.sidecar.fetch import Response
 from routereplay.sidecar.ingest import Ingest
@@ -17,7 +18,7 @@ from routereplay.sidecar.lookup import (
     state_error,
     wait_for,
 )
-from routereplay.sidecar.reading import Range
+from routereplay.sidecar.reading import Range, Slice
 from routereplay.sidecar.store import parts
 from routereplay.sidecar.store.base import Blobs, Index, RecordStatus
 from routereplay.wire.digest import Buffer
@@ -29,7 +30,10 @@ from routereplay.wire.errors import (
 )
 from routereplay.wire.frame import Frame
 from routereplay.wire.ids import normalize_id
-from routereplay.wire.records import FetchRequest, IngestResult
+from routereplay.wire.records import FetchRequest, IngestResult, RequestKey
+
+_Found: TypeAlias = tuple[RecordStatus, list[Slice]]
+"""A sealed record, and where the rows are that were asked for."""
 
 
 class RouteStore:
@@ -48,7 +52,10 @@ class RouteStore:
         self._blobs = blobs
         self._index = index
         self._lookup = Lookup(index)
-        self._ingest = Ingest(blobs, index, value_bytes=value_bytes, staging_ttl_s=staging_ttl_s)
+        self._ancestry = Ancestry(blobs, index)
+        self._ingest = Ingest(
+            blobs, index, self._ancestry, value_bytes=value_bytes, staging_ttl_s=staging_ttl_s
+        )
         self._max_wait_s = max_wait_s
         self._max_fetch_ids = max_fetch_ids
 
@@ -78,10 +85,15 @@ class RouteStore:
         wait_s: float = 0.0,
         gone: Gone = never_gone,
     ) -> Response:
-        """Return the routes of one choice, as soon as they are sealed."""
+        """Return the routes of one choice, as soon as they are sealed.
+
+        Of a delta too: the rows before its own are read from the records that have them.
+        """
         response = Response(self._blobs)
-        status = await self._sealed(request_id, choice, wait_s, gone)
-        await response.add_record(status, tokens, layers)
+        found = await self._sealed(
+            RequestKey(id=request_id, choice=choice), tokens, layers, wait_s, gone
+        )
+        await response.add_record(*found)
         return response
 
     async def fetch_trajectory(
@@ -113,8 +125,8 @@ class RouteStore:
         wait_s = self._wait(request.wait)
         response = Response(self._blobs)
         cuts = (request.tokens, request.layers)
-        waits: list[Awaitable[RecordStatus | list[RecordStatus]]] = [
-            *(self._sealed(key.id, key.choice, wait_s, gone) for key in request.requests),
+        waits: list[Awaitable[_Found | list[RecordStatus]]] = [
+            *(self._sealed(key, *cuts, wait_s, gone) for key in request.requests),
             *(self._settled(name, wait_s, gone) for name in request.trajectories),
         ]
         # Side by side, so the batch waits as long as its slowest id and no longer.
@@ -127,7 +139,7 @@ class RouteStore:
                 if isinstance(known, list):
                     await response.add_trajectory(normalize_id(name), known, *cuts)
                 else:
-                    await response.add_record(known, *cuts)
+                    await response.add_record(*known)
             except (StoreUnavailable, StoreFull):
                 raise
             except RouteReplayError as error:
@@ -159,10 +171,20 @@ class RouteStore:
             for part in parts.chunk_parts(key.tag, status.upload_id, seq, chunk, chunk.part_rows)
         ]
 
-    async def _sealed(self, name: str, choice: int, wait_s: float, gone: Gone) -> RecordStatus:
-        return await wait_for(
-            lambda: self._lookup.sealed(name, choice), wait_s=self._wait(wait_s), gone=gone
-        )
+    async def _sealed(
+        self,
+        key: RequestKey,
+        tokens: Range | None,
+        layers: Range | None,
+        wait_s: float,
+        gone: Gone,
+    ) -> _Found:
+        async def look() -> _Found:
+            status = await self._lookup.sealed(key.id, key.choice)
+            return status, await self._ancestry.slices(status, tokens, layers)
+
+        # An ancestor may be on its way too: it is waited for alike.
+        return await wait_for(look, wait_s=self._wait(wait_s), gone=gone)
 
     async def _settled(self, name: str, wait_s: float, gone: Gone) -> list[RecordStatus]:
         return await wait_for(

@@ -15,6 +15,8 @@
     │   ├─ RoutesDropped                 dropped, lost by the recorder, with its reason
     │   ├─ RecordConflict                conflict, same key and other content
     │   ├─ UploadIncomplete              incomplete, sealed without all its chunks
+    │   ├─ ParentMismatch                parent_mismatch, a delta on other tokens or another model
+    │   ├─ ParentLost                    parent_lost, a delta whose parent the store has not
     │   ├─ BadRequest                    bad_request
     │   ├─ TooLarge                      too_large
     │   ├─ LengthRequired                length_required
@@ -137,6 +139,18 @@ class UploadIncomplete(RouteStoreError):
     code = "incomplete"
 
 
+class ParentMismatch(RouteStoreError):
+    """A delta names a parent that has other tokens, another shape, or too few rows."""
+
+    code = "parent_mismatch"
+
+
+class ParentLost(RouteStoreError):
+    """A delta names a parent that this store never saw, or that is gone."""
+
+    code = "parent_lost"
+
+
 class BadRequest(RouteStoreError):
     """A query or body that means nothing."""
 
@@ -234,6 +248,8 @@ HTTP_STATUS: dict[type[RouteReplayError], int] = {
     RoutesDropped: 404,
     RecordConflict: 409,
     UploadIncomplete: 409,
+    ParentMismatch: 409,
+    ParentLost: 409,
     BadRequest: 400,
     TooLarge: 413,
     LengthRequired: 411,

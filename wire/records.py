@@ -31,6 +31,20 @@ class ChunkRef(msgspec.Struct, frozen=True):
     digest: bytes
 
 
+class ParentRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The record that holds the rows before the first one of a delta.
+
+    Of the same trajectory, or of the same request: another choice of it.
+    """
+
+    request_id: str
+    choice: int
+    upload_id: str
+    """Pins the recording: an id that is used again is another parent."""
+    prefix_digest: bytes
+    """BLAKE3-16 of the int32 little-endian token ids `[0, row_start)`, the same in both."""
+
+
 class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What was recorded for one choice of one request. Immutable once sealed."""
 
@@ -54,6 +68,9 @@ class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
     completion_len: int
     row_start: int = 0
     """Token index of the first recorded row (`routed_experts_prompt_start`)."""
+    parent: ParentRef | None = None
+    """Where the rows `[0, row_start)` are; None if there are none, or the client asked to
+    leave them out."""
     rows: int
     """Recorded rows; `prompt_len + completion_len - 1 - row_start` when complete."""
 
@@ -112,6 +129,8 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True, tag="seal", tag_field="kin
 
     upload_id: str
     manifest: RecordManifest
+    orphan: bool = False
+    """Seal it although its parent is not what the manifest says: its own rows are right."""
 
 
 class Drop(msgspec.Struct, frozen=True, kw_only=True, tag="drop", tag_field="kind"):
@@ -131,6 +150,15 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, tag="drop", tag_field="kin
     started_at: float = 0.0
 
 
+class RowSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows `[token_start, token_start + rows)` of an item were recorded for this choice."""
+
+    request_id: str
+    choice: int
+    token_start: int
+    rows: int
+
+
 class RoutesItem(msgspec.Struct, frozen=True, kw_only=True):
     """One record, or a slice of one, inside a `Routes` frame. Offsets are into its payload."""
 
@@ -148,6 +176,8 @@ class RoutesItem(msgspec.Struct, frozen=True, kw_only=True):
     tokens_nbytes: int
     parent: int | None = None
     """In a trajectory: index, among its turns, of the turn that holds the rows before."""
+    sources: tuple[RowSource, ...] = ()
+    """Of a request that is a delta: whose rows these are, in order. Empty: all its own."""
 
 
 class TurnStatus(msgspec.Struct, frozen=True, kw_only=True):

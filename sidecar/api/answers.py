@@ -26,7 +26,7 @@ async def answer(found: fetch.Response, form: Format, metrics: Metrics) -> Respo
     """Return what was found in the form that was asked for."""
     if form == "routes":
         return await _frame(found, metrics)
-    nbytes = sum(ready.part.nbytes for ready in found.items)
+    nbytes = sum(ready.nbytes for ready in found.items)
     if nbytes > MAX_CONVERTED_BYTES:
         msg = (
             f"{nbytes} bytes of routes are too many for format={form} (at most "
@@ -62,10 +62,9 @@ async def _frame(found: fetch.Response, metrics: Metrics) -> Response:
 
 async def _rows(found: fetch.Response, ready: fetch.Ready) -> np.ndarray:
     """Return an item's rows, `[tokens, layers, topk]`."""
-    part, manifest = ready.part, ready.part.manifest
     rows = b"".join([bytes(buffer) async for buffer in found.rows(ready)])
-    return np.frombuffer(rows, numpy_dtype(manifest.dtype)).reshape(
-        part.rows, part.layer_stop - part.layer_start, manifest.topk
+    return np.frombuffer(rows, numpy_dtype(ready.manifest.dtype)).reshape(
+        ready.rows, ready.layers, ready.manifest.topk
     )
 
 
@@ -80,8 +79,8 @@ def _npz(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
         suffix = f"_{number}" if found.trajectories else ""
         named[f"experts{suffix}"] = rows
         named[f"token_ids{suffix}"] = np.frombuffer(ready.tokens, "<i4")
-        named[f"token_start{suffix}"] = np.int64(ready.part.token_start)
-        named[f"layer_start{suffix}"] = np.int64(ready.part.layer_start)
+        named[f"token_start{suffix}"] = np.int64(ready.token_start)
+        named[f"layer_start{suffix}"] = np.int64(ready.layer_start)
         if found.trajectories:
             named[f"parent{suffix}"] = np.int64(-1 if ready.parent is None else ready.parent)
     file = io.BytesIO()
@@ -92,9 +91,9 @@ def _npz(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
 def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
     items = [
         {
-            "manifest": ready.part.manifest,
-            "token_start": ready.part.token_start,
-            "layer_start": ready.part.layer_start,
+            "manifest": ready.manifest,
+            "token_start": ready.token_start,
+            "layer_start": ready.layer_start,
             "parent": ready.parent,
             "token_ids": np.frombuffer(ready.tokens, "<i4").tolist(),
             "experts": rows.tolist(),

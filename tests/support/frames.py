@@ -11,6 +11,7 @@ from routereplay.wire import (
     Chunk,
     ChunkRef,
     Drop,
+    ParentRef,
     PolicySpan,
     RecordManifest,
     Seal,
@@ -37,9 +38,11 @@ class Upload:
 
     @property
     def seal_frame(self) -> bytes:
-        return frame_bytes(
-            Seal(upload_id=self.upload_id, manifest=self.manifest), [self.token_ids.data]
-        )
+        return self.seal()
+
+    def seal(self, *, orphan: bool = False) -> bytes:
+        header = Seal(upload_id=self.upload_id, manifest=self.manifest, orphan=orphan)
+        return frame_bytes(header, [self.token_ids.data])
 
     @property
     def body(self) -> bytes:
@@ -146,6 +149,29 @@ def make_upload(
         ),
         experts,
         tokens,
+    )
+
+
+def delta_on(parent: Upload, row_start: int, extra: int = 9, **fields: object) -> Upload:
+    """A record whose prompt begins as the parent's tokens and whose rows begin at `row_start`."""
+    seed = int(fields.setdefault("seed", parent.manifest.ordinal + 1000))
+    more = np.random.default_rng(seed).integers(0, 1000, extra)
+    tokens = np.concatenate([parent.token_ids[: row_start + 1], more]).astype("<i4")
+    fields.setdefault("trajectory_id", parent.manifest.trajectory_id)
+    fields.setdefault("ordinal", parent.manifest.ordinal + 1)
+    fields.setdefault("started_at", parent.manifest.started_at + 1)
+    fields.setdefault("completion_len", 3)
+    fields.setdefault("parent", parent_ref(parent, tokens[:row_start]))
+    fields.setdefault("request_id", f"{parent.manifest.request_id}+")
+    return make_upload(token_ids=tokens, row_start=row_start, **fields)
+
+
+def parent_ref(parent: Upload, prefix: np.ndarray) -> ParentRef:
+    return ParentRef(
+        request_id=parent.manifest.request_id,
+        choice=parent.manifest.choice,
+        upload_id=parent.upload_id,
+        prefix_digest=digest(np.ascontiguousarray(prefix, "<i4").data),
     )
 
 

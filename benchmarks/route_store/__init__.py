@@ -1,0 +1,1 @@
+"""The route store against the floor and against what one would use instead."""

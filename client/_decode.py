@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from routereplay.client.trajectory import Trajectory
-from routereplay.wire.digest import digest
+from routereplay.wire.digest import Buffer, digest
 from routereplay.wire.errors import CorruptRecord, MalformedFrame
 from routereplay.wire.frame import decode_frame
 from routereplay.wire.records import Routes, RoutesItem
@@ -15,20 +15,21 @@ _MAX_HEADER_BYTES = 64 * 1024 * 1024
 _TOKEN_DTYPE = np.dtype("<i4")
 
 
-def decode_routes(body: bytes) -> tuple[Routes, list[RoutedExperts]]:
+def decode_routes(body: Buffer) -> tuple[Routes, list[RoutedExperts]]:
     """Decode a `Routes` frame into its header and one read-only `RoutedExperts` an item.
 
     Raises:
         WireError: the frame is malformed, or bytes differ from their digest.
     """
-    header, payload = decode_frame(body, max_header_bytes=_MAX_HEADER_BYTES)
+    view = memoryview(body).toreadonly()
+    header, payload = decode_frame(view, max_header_bytes=_MAX_HEADER_BYTES)
     if not isinstance(header, Routes):
         msg = f"expected a frame of routes, found {type(header).__name__}"
         raise MalformedFrame(msg)
     return header, [_decode_item(item, payload) for item in header.items]
 
 
-def decode_trajectories(body: bytes) -> tuple[Routes, list[Trajectory]]:
+def decode_trajectories(body: Buffer) -> tuple[Routes, list[Trajectory]]:
     """Decode a `Routes` frame into its header and its trajectories."""
     header, items = decode_routes(body)
     return header, [

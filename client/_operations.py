@@ -15,8 +15,10 @@ from urllib.parse import quote
 import msgspec
 
 from routereplay.client._decode import decode_routes, decode_trajectories
+from routereplay.client._room import Room
 from routereplay.client.trajectory import Trajectory
-from routereplay.wire.errors import RouteStoreError, error_from_wire
+from routereplay.wire.digest import Buffer
+from routereplay.wire.errors import RouteReplayError, RouteStoreError, error_from_wire
 from routereplay.wire.ids import normalize_id
 from routereplay.wire.records import FetchFailure, FetchRequest, RequestKey
 from routereplay.wire.routes import RoutedExperts
@@ -36,9 +38,11 @@ class Call:
     params: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     wait_s: float = 0.0
+    room: Callable[[int], memoryview] | None = None
+    """Where the answer's body is received; new memory without it."""
 
 
-Operation: TypeAlias = Generator[Call, bytes, T]
+Operation: TypeAlias = Generator[Call, memoryview, T]
 Advance: TypeAlias = Callable[[int], object]
 
 
@@ -48,33 +52,46 @@ def fetch_request(
     layers: range | None,
     tokens: range | None,
     wait_s: float,
+    out: Buffer | None,
 ) -> Operation[RoutedExperts]:
     """Fetch one choice of one request."""
     params = {"choice": str(choice)} | _slices(layers, tokens) | _wait(wait_s)
     path = f"/v1/requests/{_quoted(request_id)}/routes"
-    _, items = decode_routes((yield Call("GET", path, params, wait_s=wait_s)))
+    call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take)
+    _, items = decode_routes((yield call))
     return items[0]
 
 
 def fetch_trajectory(
-    trajectory_id: str, layers: range | None, tokens: range | None, wait_s: float
+    trajectory_id: str,
+    layers: range | None,
+    tokens: range | None,
+    wait_s: float,
+    out: Buffer | None,
 ) -> Operation[Trajectory]:
     """Fetch all turns of one trajectory in one frame."""
     params = _slices(layers, tokens) | _wait(wait_s)
     path = f"/v1/trajectories/{_quoted(trajectory_id)}/routes"
-    _, trajectories = decode_trajectories((yield Call("GET", path, params, wait_s=wait_s)))
+    call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take)
+    _, trajectories = decode_trajectories((yield call))
     return trajectories[0]
 
 
 def fetch_trajectories(
-    trajectory_ids: Iterable[str], layers: range | None, wait_s: float, advance: Advance
+    trajectory_ids: Iterable[str],
+    layers: range | None,
+    wait_s: float,
+    out: Buffer | None,
+    advance: Advance,
 ) -> Operation[list[Trajectory]]:
     """Fetch many trajectories, in the order asked for; raises once, naming all that failed."""
     found: list[Trajectory] = []
     failures: list[FetchFailure] = []
+    room = Room(out)
     for batch in _batches([normalize_id(text) for text in trajectory_ids]):
         body = FetchRequest(trajectories=tuple(batch), layers=_bounds(layers), wait=wait_s)
-        answer = yield _fetch_call(body)
+        answer = yield _fetch_call(body, room)
+        room.keep(answer)
         header, trajectories = decode_trajectories(answer)
         by_id = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
         found.extend(by_id[text] for text in batch if text in by_id)
@@ -85,14 +102,21 @@ def fetch_trajectories(
 
 
 def fetch_requests(
-    keys: Iterable[str | tuple[str, int]], layers: range | None, wait_s: float, advance: Advance
+    keys: Iterable[str | tuple[str, int]],
+    layers: range | None,
+    wait_s: float,
+    out: Buffer | None,
+    advance: Advance,
 ) -> Operation[list[RoutedExperts]]:
     """Fetch many requests, in the order asked for; raises once, naming all that failed."""
     found: list[RoutedExperts] = []
     failures: list[FetchFailure] = []
+    room = Room(out)
     for batch in _batches([_request_key(key) for key in keys]):
         body = FetchRequest(requests=tuple(batch), layers=_bounds(layers), wait=wait_s)
-        header, items = decode_routes((yield _fetch_call(body)))
+        answer = yield _fetch_call(body, room)
+        room.keep(answer)
+        header, items = decode_routes(answer)
         found.extend(items)
         failures.extend(header.failures)
         advance(len(batch))
@@ -111,8 +135,8 @@ def delete(path: str, item_id: str) -> Operation[None]:
     yield Call("DELETE", path + _quoted(item_id))
 
 
-def error_of(status: int, body: bytes) -> Exception:
-    """Return the error that an answer of status 400 or above stands for."""
+def error_of(status: int, body: bytes) -> RouteReplayError:
+    """Return the error that an answer that is not good stands for."""
     try:
         problem = msgspec.json.decode(body, type=dict[str, Any])
         return error_from_wire(problem["code"], problem["message"], problem.get("details") or {})
@@ -121,8 +145,9 @@ def error_of(status: int, body: bytes) -> Exception:
         return RouteStoreError(msg, status=status)
 
 
-def _fetch_call(body: FetchRequest) -> Call:
-    return Call("POST", "/v1/fetch", body=msgspec.json.encode(body), wait_s=body.wait)
+def _fetch_call(body: FetchRequest, room: Room) -> Call:
+    encoded = msgspec.json.encode(body)
+    return Call("POST", "/v1/fetch", body=encoded, wait_s=body.wait, room=room.take)
 
 
 def _raise_failures(failures: Sequence[FetchFailure]) -> None:

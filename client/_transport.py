@@ -1,61 +1,145 @@
-"""The seam between operations and the network; httpx is named here and nowhere else."""
+"""The seam between operations and the network: one blocking transport, one for asyncio."""
 
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
+from routereplay.client._http import Connections, fresh
 from routereplay.client._operations import Call, error_of
 from routereplay.wire.errors import RouteReplayError, StoreTimeout, StoreUnreachable
 
+_CONNECT_TIMEOUT_S = 5.0
 
-def client_options(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    """Return what both httpx clients are built with.
 
-    Proxies, netrc and redirects are off: routes and keys go where they were sent.
+class BlockingTransport:
+    """Sends calls over `http.client`; bodies land in the memory that the call asks for."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        timeout_s: float,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._connections = Connections(
+            base_url,
+            headers=_headers(api_key),
+            connect_timeout_s=min(timeout_s, _CONNECT_TIMEOUT_S),
+            ssl_context=ssl_context,
+        )
+
+    def send(self, call: Call) -> memoryview:
+        """Return the body of a good answer, or raise the error that the store named."""
+        answer = self._connections.exchange(
+            call.method,
+            f"{call.path}?{urlencode(call.params)}" if call.params else call.path,
+            # The time that the store waits comes on top.
+            timeout_s=self._timeout_s + call.wait_s,
+            body=[call.body] if call.body else (),
+            headers=_content_type(call),
+            room=call.room or fresh,
+        )
+        if not 200 <= answer.status < 300:
+            raise error_of(answer.status, bytes(answer.body))
+        return answer.body
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
+
+
+class AsyncTransport:
+    """Sends calls over httpx: it costs more CPU a byte, and nothing else here speaks asyncio.
+
+    Bodies are received piece by piece into the memory that the call asks for.
     """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        timeout_s: float,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        self._base_url = base_url
+        self._timeout_s = timeout_s
+        path = base_url.removeprefix("unix://") if base_url.startswith("unix://") else None
+        self._http = httpx.AsyncClient(
+            base_url="http://routereplay" if path else base_url.rstrip("/"),
+            transport=httpx.AsyncHTTPTransport(
+                uds=path, verify=ssl_context or ssl.create_default_context()
+            ),
+            headers=_headers(api_key),
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def send(self, call: Call) -> memoryview:
+        """See `BlockingTransport.send`."""
+        try:
+            async with self._http.stream(**self._options(call)) as response:
+                if not response.is_success:
+                    raise error_of(response.status_code, await response.aread())
+                length = response.headers.get("content-length")
+                if length is None:
+                    return memoryview(await response.aread())
+                return await _received(response, (call.room or fresh)(int(length)))
+        except httpx.TransportError as error:
+            raise self._error(error) from error
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    def _options(self, call: Call) -> dict[str, Any]:
+        return {
+            "method": call.method,
+            "url": call.path,
+            "params": call.params,
+            "content": call.body,
+            "headers": _content_type(call),
+            "timeout": httpx.Timeout(
+                self._timeout_s + call.wait_s, connect=min(self._timeout_s, _CONNECT_TIMEOUT_S)
+            ),
+        }
+
+    def _error(self, error: httpx.TransportError) -> RouteReplayError:
+        url = self._base_url
+        if isinstance(error, httpx.TimeoutException):
+            msg = f"the route store at {url} did not answer in time ({type(error).__name__})"
+            return StoreTimeout(msg, url=url)
+        msg = (
+            f"no connection to the route store at {url} ({error}). "
+            "Is `routereplay serve` running there?"
+        )
+        return StoreUnreachable(msg, url=url)
+
+
+async def _received(response: httpx.Response, view: memoryview) -> memoryview:
+    done = 0
+    async for piece in response.aiter_raw():
+        view[done : done + len(piece)] = piece
+        done += len(piece)
+    if done != len(view):
+        msg = f"the connection ended after {done} of {len(view)} bytes"
+        raise httpx.RemoteProtocolError(msg)
+    return view
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
     key = api_key or _key_from_environment()
-    return {
-        "base_url": base_url.rstrip("/"),
-        "headers": {"authorization": f"Bearer {key}"} if key else {},
-        "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, 5.0)),
-        "trust_env": False,
-        "follow_redirects": False,
-    }
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def request_options(call: Call, timeout_s: float) -> dict[str, Any]:
-    """Return the arguments of one httpx request; the time the store waits comes on top."""
-    return {
-        "method": call.method,
-        "url": call.path,
-        "params": call.params,
-        "content": call.body,
-        "headers": {"content-type": "application/json"} if call.body else {},
-        "timeout": httpx.Timeout(timeout_s + call.wait_s, connect=min(timeout_s, 5.0)),
-    }
-
-
-def check(response: httpx.Response) -> bytes:
-    """Return the body of a good answer, or raise the error that the store named."""
-    if response.status_code >= 400:
-        raise error_of(response.status_code, response.content)
-    return response.content
-
-
-def mapped(error: httpx.TransportError, base_url: str) -> RouteReplayError:
-    """Return our error for httpx's."""
-    if isinstance(error, httpx.TimeoutException):
-        msg = f"the route store at {base_url} did not answer in time ({type(error).__name__})"
-        return StoreTimeout(msg, url=base_url)
-    msg = (
-        f"no connection to the route store at {base_url} ({error}). "
-        "Is `routereplay serve` running there?"
-    )
-    return StoreUnreachable(msg, url=base_url)
+def _content_type(call: Call) -> dict[str, str]:
+    return {"Content-Type": "application/json"} if call.body else {}
 
 
 def _key_from_environment() -> str | None:

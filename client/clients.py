@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-import httpx
 from tqdm.auto import tqdm
 
 from routereplay.client import _operations as operations
 from routereplay.client._operations import Call, Operation
 from routereplay.client._retry import is_retryable, pauses
-from routereplay.client._transport import check, client_options, mapped, request_options
+from routereplay.client._transport import AsyncTransport, BlockingTransport
 from routereplay.client.trajectory import Trajectory
+from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import RouteReplayError
 from routereplay.wire.routes import RoutedExperts
 
@@ -33,12 +34,14 @@ class RouteStoreClient:
     """Blocking client of the route store.
 
     Args:
-        base_url: `http://127.0.0.1:8400`.
+        base_url: `http://127.0.0.1:8400`, `https://...` or `unix:///path/to/socket`.
         api_key: else `ROUTEREPLAY_API_KEY_FILE` or `ROUTEREPLAY_API_KEY`.
         timeout_s: for one answer, apart from the time the store is asked to wait.
         attempts: how often a call is tried while the store is unreachable or busy.
-        transport: an httpx transport, for tests or special networks.
+        ssl_context: for https; the system's certificate authorities without one.
 
+    Safe for threads. Where a method takes `out`, answers are received into that memory (a
+    writable buffer, such as a pinned tensor's), and the arrays it returns are views of it.
     Every method raises `RouteStoreError` for what the store refuses, `TransportError`
     when no answer comes and `WireError` when the bytes are wrong.
     """
@@ -50,13 +53,10 @@ class RouteStoreClient:
         api_key: str | None = None,
         timeout_s: float = 30.0,
         attempts: int = 4,
-        transport: httpx.BaseTransport | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._base_url = base_url
-        self._timeout_s = timeout_s
         self._attempts = attempts
-        options = client_options(base_url, api_key, timeout_s)
-        self._http = httpx.Client(**options, transport=transport)
+        self._transport = BlockingTransport(base_url, api_key, timeout_s, ssl_context)
 
     def fetch_request(
         self,
@@ -66,6 +66,7 @@ class RouteStoreClient:
         layers: range | None = None,
         tokens: range | None = None,
         wait_s: float = 0.0,
+        out: Buffer | None = None,
     ) -> RoutedExperts:
         """Return the routes of one choice of a request, `[tokens, layers, topk]`, read-only.
 
@@ -75,8 +76,9 @@ class RouteStoreClient:
             layers: 0-based decoder layers to fetch; all without.
             tokens: positions in `prompt + completion` to fetch; all without.
             wait_s: how long to wait while the request is unknown or not sealed.
+            out: memory to receive into; new memory without it.
         """
-        return self._run(operations.fetch_request(request_id, choice, layers, tokens, wait_s))
+        return self._run(operations.fetch_request(request_id, choice, layers, tokens, wait_s, out))
 
     def fetch_requests(
         self,
@@ -85,10 +87,11 @@ class RouteStoreClient:
         layers: range | None = None,
         wait_s: float = 0.0,
         progress: bool = False,
+        out: Buffer | None = None,
     ) -> list[RoutedExperts]:
         """Return the routes of many requests, given as ids or `(id, choice)`, in that order."""
         with _bar(len(keys), "request", progress) as bar:
-            return self._run(operations.fetch_requests(keys, layers, wait_s, bar.update))
+            return self._run(operations.fetch_requests(keys, layers, wait_s, out, bar.update))
 
     def fetch_trajectory(
         self,
@@ -97,9 +100,10 @@ class RouteStoreClient:
         layers: range | None = None,
         tokens: range | None = None,
         wait_s: float = 0.0,
+        out: Buffer | None = None,
     ) -> Trajectory:
         """Return all turns of one trajectory."""
-        return self._run(operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s))
+        return self._run(operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s, out))
 
     def fetch_trajectories(
         self,
@@ -108,6 +112,7 @@ class RouteStoreClient:
         layers: range | None = None,
         wait_s: float = 0.0,
         progress: bool = False,
+        out: Buffer | None = None,
     ) -> list[Trajectory]:
         """Return many trajectories, in the order of `trajectory_ids`.
 
@@ -115,7 +120,7 @@ class RouteStoreClient:
         """
         with _bar(len(trajectory_ids), "trajectory", progress) as bar:
             return self._run(
-                operations.fetch_trajectories(trajectory_ids, layers, wait_s, bar.update)
+                operations.fetch_trajectories(trajectory_ids, layers, wait_s, out, bar.update)
             )
 
     def get_request(self, request_id: str) -> dict[str, Any]:
@@ -136,7 +141,7 @@ class RouteStoreClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._transport.close()
 
     def __enter__(self) -> RouteStoreClient:
         return self
@@ -158,21 +163,15 @@ class RouteStoreClient:
             result: T = done.value
             return result
 
-    def _send(self, call: Call) -> bytes:
+    def _send(self, call: Call) -> memoryview:
         for pause in pauses(self._attempts):
             try:
-                return self._send_once(call)
+                return self._transport.send(call)
             except RouteReplayError as error:
                 if not is_retryable(error):
                     raise
             time.sleep(pause)
-        return self._send_once(call)
-
-    def _send_once(self, call: Call) -> bytes:
-        try:
-            return check(self._http.request(**request_options(call, self._timeout_s)))
-        except httpx.TransportError as error:
-            raise mapped(error, self._base_url) from error
+        return self._transport.send(call)
 
 
 class AsyncRouteStoreClient:
@@ -185,13 +184,10 @@ class AsyncRouteStoreClient:
         api_key: str | None = None,
         timeout_s: float = 30.0,
         attempts: int = 4,
-        transport: httpx.AsyncBaseTransport | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._base_url = base_url
-        self._timeout_s = timeout_s
         self._attempts = attempts
-        options = client_options(base_url, api_key, timeout_s)
-        self._http = httpx.AsyncClient(**options, transport=transport)
+        self._transport = AsyncTransport(base_url, api_key, timeout_s, ssl_context)
 
     async def fetch_request(
         self,
@@ -201,9 +197,12 @@ class AsyncRouteStoreClient:
         layers: range | None = None,
         tokens: range | None = None,
         wait_s: float = 0.0,
+        out: Buffer | None = None,
     ) -> RoutedExperts:
         """See `RouteStoreClient.fetch_request`."""
-        return await self._run(operations.fetch_request(request_id, choice, layers, tokens, wait_s))
+        return await self._run(
+            operations.fetch_request(request_id, choice, layers, tokens, wait_s, out)
+        )
 
     async def fetch_requests(
         self,
@@ -212,10 +211,11 @@ class AsyncRouteStoreClient:
         layers: range | None = None,
         wait_s: float = 0.0,
         progress: bool = False,
+        out: Buffer | None = None,
     ) -> list[RoutedExperts]:
         """See `RouteStoreClient.fetch_requests`."""
         with _bar(len(keys), "request", progress) as bar:
-            return await self._run(operations.fetch_requests(keys, layers, wait_s, bar.update))
+            return await self._run(operations.fetch_requests(keys, layers, wait_s, out, bar.update))
 
     async def fetch_trajectory(
         self,
@@ -224,9 +224,12 @@ class AsyncRouteStoreClient:
         layers: range | None = None,
         tokens: range | None = None,
         wait_s: float = 0.0,
+        out: Buffer | None = None,
     ) -> Trajectory:
         """See `RouteStoreClient.fetch_trajectory`."""
-        return await self._run(operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s))
+        return await self._run(
+            operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s, out)
+        )
 
     async def fetch_trajectories(
         self,
@@ -235,11 +238,14 @@ class AsyncRouteStoreClient:
         layers: range | None = None,
         wait_s: float = 0.0,
         progress: bool = False,
+        out: Buffer | None = None,
     ) -> list[Trajectory]:
         """See `RouteStoreClient.fetch_trajectories`."""
         ids = list(trajectory_ids)
         with _bar(len(ids), "trajectory", progress) as bar:
-            return await self._run(operations.fetch_trajectories(ids, layers, wait_s, bar.update))
+            return await self._run(
+                operations.fetch_trajectories(ids, layers, wait_s, out, bar.update)
+            )
 
     async def get_request(self, request_id: str) -> dict[str, Any]:
         """See `RouteStoreClient.get_request`."""
@@ -259,7 +265,7 @@ class AsyncRouteStoreClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._transport.aclose()
 
     async def __aenter__(self) -> AsyncRouteStoreClient:
         return self
@@ -281,18 +287,12 @@ class AsyncRouteStoreClient:
             result: T = done.value
             return result
 
-    async def _send(self, call: Call) -> bytes:
+    async def _send(self, call: Call) -> memoryview:
         for pause in pauses(self._attempts):
             try:
-                return await self._send_once(call)
+                return await self._transport.send(call)
             except RouteReplayError as error:
                 if not is_retryable(error):
                     raise
             await asyncio.sleep(pause)
-        return await self._send_once(call)
-
-    async def _send_once(self, call: Call) -> bytes:
-        try:
-            return check(await self._http.request(**request_options(call, self._timeout_s)))
-        except httpx.TransportError as error:
-            raise mapped(error, self._base_url) from error
+        return await self._transport.send(call)

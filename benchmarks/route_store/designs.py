@@ -113,9 +113,9 @@ def vllm_json() -> Iterator[Design]:
 @contextlib.contextmanager
 def engine() -> Iterator[tuple[str, int]]:
     """Start a Valkey without persistence; yield its socket and its process id."""
-    from routereplay.sidecar.embedded import EmbeddedEngine
-
     import asyncio
+
+    from routereplay.sidecar.embedded import EmbeddedEngine
 
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
         valkey = EmbeddedEngine(

@@ -1,4 +1,4 @@
-"""Both clients over an injected transport: what they ask, retry, verify and raise."""
+"""Both clients and a real server: what they ask, retry, verify and raise."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 from support.answers import problem, routes_frame
+from support.http_server import serving
 from support.trajectories import conversation, trajectory
 
 from routereplay.client import AsyncRouteStoreClient, RouteStoreClient
@@ -18,29 +19,24 @@ class Blocking:
     """`RouteStoreClient` under test."""
 
     def __init__(self, handler, **options):
-        self.client = RouteStoreClient(
-            "http://store", transport=httpx.MockTransport(handler), **options
-        )
+        self.handler = handler
+        self.options = options
 
     def __call__(self, method, *arguments, **options):
-        with self.client as client:
+        with serving(self.handler) as url, RouteStoreClient(url, **self.options) as client:
             return getattr(client, method)(*arguments, **options)
 
 
-class Asynchronous:
+class Asynchronous(Blocking):
     """`AsyncRouteStoreClient` under test, behind the same face."""
 
-    def __init__(self, handler, **options):
-        self.client = AsyncRouteStoreClient(
-            "http://store", transport=httpx.MockTransport(handler), **options
-        )
-
     def __call__(self, method, *arguments, **options):
-        async def run():
-            async with self.client as client:
+        async def run(url):
+            async with AsyncRouteStoreClient(url, **self.options) as client:
                 return await getattr(client, method)(*arguments, **options)
 
-        return asyncio.run(run())
+        with serving(self.handler) as url:
+            return asyncio.run(run(url))
 
 
 @pytest.fixture(params=[Blocking, Asynchronous], ids=["blocking", "async"])
@@ -176,7 +172,7 @@ def test_a_silent_store_is_a_timeout(client):
         raise httpx.ReadTimeout("slow")
 
     with pytest.raises(errors.StoreTimeout, match="did not answer in time"):
-        client(handler, attempts=1)("fetch_request", "chatcmpl-0")
+        client(handler, attempts=1, timeout_s=0.2)("fetch_request", "chatcmpl-0")
 
 
 @pytest.mark.parametrize("where", ["rows", "tokens"])
@@ -232,3 +228,28 @@ def test_manifests_and_deletes_use_their_paths(client):
 def test_a_slice_with_a_step_is_refused(client):
     with pytest.raises(ValueError, match="step 1"):
         client(lambda request: None)("fetch_request", "x", layers=range(0, 8, 2))
+
+
+def test_answers_are_received_into_the_memory_that_is_given(client):
+    episodes = [
+        trajectory(*conversation((3, 2), first_token=i)[0], trajectory_id=f"t{i}")
+        for i in range(20)
+    ]
+    by_id = {episode.trajectory_id: episode for episode in episodes}
+
+    def handler(request):
+        ids = json.loads(request.content)["trajectories"]
+        return httpx.Response(200, content=routes_frame([by_id[i] for i in ids]))
+
+    out = np.zeros(1 << 20, np.uint8)
+    fetched = client(handler)("fetch_trajectories", list(by_id), out=out)
+
+    for one in fetched:
+        for turn, expected in zip(one.turns, by_id[one.trajectory_id].turns, strict=True):
+            assert np.array_equal(turn.experts, expected.experts)
+            assert np.shares_memory(turn.experts, out)
+            assert not turn.experts.flags.writeable
+    with pytest.raises(ValueError, match="out= holds 100 bytes, of which 0 are used"):
+        client(handler)("fetch_trajectories", list(by_id), out=np.zeros(100, np.uint8))
+    with pytest.raises(ValueError, match="read-only"):
+        client(handler)("fetch_trajectories", list(by_id), out=b"")

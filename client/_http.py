@@ -1,0 +1,225 @@
+"""Keep-alive HTTP/1.1 connections whose bodies land in the memory they are meant for.
+
+The standard library's `http.client` under a small pool: it reads a body with `recv_into`,
+where httpx joins pieces of 64 KB and costs several times the CPU a byte. TCP, TLS and unix
+sockets; no proxies, no redirects: routes and keys go where they were sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from routereplay.wire.digest import Buffer
+from routereplay.wire.errors import StoreTimeout, StoreUnreachable
+
+Room: TypeAlias = Callable[[int], memoryview]
+"""Returns writable memory of a body's length; may raise to refuse it."""
+
+_JOIN_BYTES = 32 * 1024
+_LONGEST_REFUSAL = 1024 * 1024
+
+
+class Answer(NamedTuple):
+    """Status, headers and body of one exchange."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: memoryview
+
+
+def fresh(nbytes: int) -> memoryview:
+    """Return new memory; not zeroed, as it is about to be filled."""
+    return np.empty(nbytes, np.uint8).data
+
+
+class Connections:
+    """Connections to one server; any number of threads may exchange at a time.
+
+    Args:
+        base_url: `http://host:port`, `https://host:port` or `unix:///path/to/socket`.
+        headers: sent with every request.
+        connect_timeout_s: for a new connection.
+        ssl_context: for https; the system's certificate authorities without one.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        connect_timeout_s: float = 5.0,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._parts = urlsplit(base_url)
+        self._headers = dict(headers or {})
+        self._connect_timeout_s = connect_timeout_s
+        self._ssl_context = ssl_context
+        self._idle: deque[http.client.HTTPConnection] = deque()
+        parts = self._parts
+        if parts.scheme not in ("http", "https", "unix") or not (parts.hostname or parts.path):
+            msg = (
+                f"{base_url!r} is no address of a store; expected http://host:port, "
+                "https://host:port or unix:///path/to/socket"
+            )
+            raise ValueError(msg)
+        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        """The address without credentials."""
+
+    def exchange(
+        self,
+        method: str,
+        target: str,
+        *,
+        timeout_s: float,
+        body: Sequence[Buffer] = (),
+        headers: Mapping[str, str] | None = None,
+        room: Room = fresh,
+    ) -> Answer:
+        """Send a request and receive its answer; a good answer's body is received into `room`.
+
+        An idle connection that the server has closed meanwhile is replaced once, so only
+        requests that may be repeated are to be sent.
+
+        Raises:
+            StoreTimeout: nothing was sent or received for `timeout_s`.
+            StoreUnreachable: no connection, or it broke.
+        """
+        while True:
+            connection, is_reused = self._take()
+            try:
+                response = self._ask(connection, method, target, timeout_s, body, headers)
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if is_reused and not isinstance(error, TimeoutError):
+                    continue
+                raise self._error(error) from error
+            try:
+                answer = Answer(response.status, response.headers, _body(response, room))
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                raise self._error(error) from error
+            except BaseException:
+                connection.close()
+                raise
+            self._give(connection, response)
+            return answer
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop(), True
+        return self._new(), False
+
+    def _give(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> None:
+        if response.will_close or not response.isclosed():
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def _new(self) -> http.client.HTTPConnection:
+        parts = self._parts
+        if parts.scheme == "unix":
+            return _UnixConnection(unquote(parts.path), self._connect_timeout_s)
+        host = parts.hostname or ""
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, parts.port, timeout=self._connect_timeout_s)
+        return http.client.HTTPSConnection(
+            host, parts.port, timeout=self._connect_timeout_s, context=self._ssl_context
+        )
+
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        timeout_s: float,
+        body: Sequence[Buffer],
+        headers: Mapping[str, str] | None,
+    ) -> http.client.HTTPResponse:
+        if connection.sock is None:
+            connection.connect()
+        connection.sock.settimeout(timeout_s)
+        prefix = "" if self._parts.scheme == "unix" else self._parts.path.rstrip("/")
+        connection.putrequest(method, prefix + target, skip_accept_encoding=True)
+        for name, value in {**self._headers, **(headers or {})}.items():
+            connection.putheader(name, value)
+        if body:
+            connection.putheader("Content-Length", str(sum(memoryview(p).nbytes for p in body)))
+        connection.endheaders()
+        # A server that refuses a body may answer and close before it has read it all.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for piece in _joined(body):
+                connection.sock.sendall(piece)
+        return connection.getresponse()
+
+    def _error(self, error: Exception) -> StoreTimeout | StoreUnreachable:
+        if isinstance(error, TimeoutError):
+            msg = f"the route store at {self.name} did not answer in time ({error})"
+            return StoreTimeout(msg, url=self.name)
+        msg = (
+            f"no connection to the route store at {self.name} "
+            f"({type(error).__name__}: {error}). Is `routereplay serve` running there?"
+        )
+        return StoreUnreachable(msg, url=self.name)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("routereplay", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _body(response: http.client.HTTPResponse, room: Room) -> memoryview:
+    length = response.length
+    if length is None:
+        return memoryview(response.read())
+    # A refusal is read whatever room there is: it says why.
+    is_good = 200 <= response.status < 300
+    view = room(length) if is_good else fresh(min(length, _LONGEST_REFUSAL))
+    done = 0
+    while done < len(view):
+        got = response.readinto(view[done:])
+        if not got:
+            msg = f"the connection ended after {done} of {length} bytes"
+            raise http.client.HTTPException(msg)
+        done += got
+    if not length:
+        response.read()
+    return view
+
+
+def _joined(parts: Sequence[Buffer]) -> list[Buffer]:
+    """Return the parts with small neighbours joined: a call of the kernel each would cost more."""
+    joined: list[Buffer] = []
+    small: list[Buffer] = []
+    for part in parts:
+        if memoryview(part).nbytes < _JOIN_BYTES:
+            small.append(part)
+            continue
+        if small:
+            joined.append(b"".join(small))
+            small = []
+        joined.append(part)
+    if small:
+        joined.append(b"".join(small))
+    return joined

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from routereplay.sidecar.api import fetch, health, ingest, pages, requests, trajectories
+from routereplay.sidecar.api import fetch, health, ingest, overview, pages, requests, trajectories
 from routereplay.sidecar.api.observe import Observe
 from routereplay.sidecar.api.problems import install_handlers
 from routereplay.sidecar.runtime import Runtime
@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.runtime = runtime
     install_handlers(app)
-    for module in (ingest, requests, trajectories, fetch, health, pages):
+    for module in (ingest, overview, requests, trajectories, fetch, health, pages):
         app.include_router(module.router)
     app.add_middleware(Observe, metrics=runtime.metrics)
     return app

@@ -61,6 +61,28 @@ class Metrics:
         self.waiting = Gauge(
             "routereplay_waiting_requests", "Reads that wait for a seal.", registry=self.registry
         )
+        self.events_lost = Counter(
+            "routereplay_journal_events_lost_total",
+            "Recent events that are missing on the page; no routes are.",
+            registry=self.registry,
+        )
+
+    def snapshot(self) -> dict[str, float]:
+        """Return every counter and gauge, summed over its labels but `status` and `code`.
+
+        A sample with such a label is named `metric{label}`.
+        """
+        found: dict[str, float] = {}
+        for family in self.registry.collect():
+            if family.type not in ("counter", "gauge"):
+                continue
+            for sample in family.samples:
+                if sample.name.endswith("_created"):
+                    continue
+                by = sample.labels.get("status") or sample.labels.get("code")
+                name = sample.name if by is None else f"{sample.name}{{{by}}}"
+                found[name] = found.get(name, 0.0) + sample.value
+        return found
 
     def render(self) -> bytes:
         """Return the metrics in the Prometheus text format."""

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 import redis.asyncio
 
 from routereplay.sidecar.embedded import EmbeddedEngine
+from routereplay.sidecar.journal import Journal
 from routereplay.sidecar.metrics import Metrics
 from routereplay.sidecar.service import RouteStore
 from routereplay.sidecar.settings import Settings
 from routereplay.sidecar.store.redis_blobs import RedisBlobs
 from routereplay.sidecar.store.redis_engine import check_engine, connect, engine_errors
 from routereplay.sidecar.store.redis_index import RedisIndex
+from routereplay.sidecar.store.redis_journal import RedisJournal
 from routereplay.wire.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class Runtime:
         self._embedded: EmbeddedEngine | None = None
         self._client: redis.asyncio.Redis | None = None
         self._store: RouteStore | None = None
+        self._journal: Journal | None = None
         self._inflight_bytes = 0
 
     @property
@@ -40,6 +43,14 @@ class Runtime:
             msg = "the sidecar is not open"
             raise RuntimeError(msg)
         return self._store
+
+    @property
+    def journal(self) -> Journal:
+        """What happened lately, once opened."""
+        if self._journal is None:
+            msg = "the sidecar is not open"
+            raise RuntimeError(msg)
+        return self._journal
 
     @property
     def engine_kind(self) -> str:
@@ -68,6 +79,9 @@ class Runtime:
             url, timeout_s=settings.engine_timeout_s, connections=settings.engine_connections
         )
         self._store = _store(self._client, settings)
+        log = RedisJournal(self._client, ttl_s=settings.ttl_s, index_ttl_s=settings.index_ttl_s)
+        self._journal = Journal(log, self.metrics)
+        self._journal.start()
         try:
             await self.check()
         except StoreUnavailable as error:
@@ -80,6 +94,9 @@ class Runtime:
 
     async def close(self) -> None:
         """Close connections and stop the embedded engine."""
+        if self._journal is not None:
+            await self._journal.stop()
+            self._journal = None
         if self._client is not None:
             await self._client.aclose()
             await self._client.connection_pool.disconnect()

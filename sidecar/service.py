@@ -20,7 +20,7 @@ from routereplay.sidecar.lookup import (
 )
 from routereplay.sidecar.reading import Range, Slice
 from routereplay.sidecar.store import parts
-from routereplay.sidecar.store.base import Blobs, Index, RecordStatus
+from routereplay.sidecar.store.base import Blobs, Index, RecordKey, RecordStatus
 from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import (
     BadRequest,
@@ -146,19 +146,19 @@ class RouteStore:
                 response.add_failure(name, error)
         return response
 
-    async def delete_request(self, request_id: str) -> int:
-        """Delete every choice of a request; return how many there were."""
+    async def delete_request(self, request_id: str) -> list[RecordKey]:
+        """Delete every choice of a request; return which there were."""
         return await self._delete(await self._lookup.request(request_id))
 
-    async def delete_trajectory(self, trajectory_id: str) -> int:
-        """Delete every turn of a trajectory; return how many there were."""
+    async def delete_trajectory(self, trajectory_id: str) -> list[RecordKey]:
+        """Delete every turn of a trajectory; return which there were."""
         return await self._delete(await self._lookup.trajectory(trajectory_id))
 
-    async def _delete(self, found: list[RecordStatus]) -> int:
+    async def _delete(self, found: list[RecordStatus]) -> list[RecordKey]:
         present = _require_present(found)
         for status in present:
             await self._index.delete(status, await self._blob_keys(status))
-        return len(present)
+        return [status.key for status in present]
 
     async def _blob_keys(self, status: RecordStatus) -> list[str]:
         key, record = status.key, status.record

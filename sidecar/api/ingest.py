@@ -26,6 +26,8 @@ async def ingest(request: Request) -> Response:
         runtime.metrics.ingest_bytes.inc(length)
         result, frames = await runtime.store.ingest(body)
     _count(runtime.metrics, result, frames)
+    for frame, outcome in zip(frames, result.results, strict=True):
+        runtime.journal.note_frame(frame, outcome)
     return json_answer(result, _status(result))
 
 

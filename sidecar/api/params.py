@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -11,15 +12,19 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from routereplay.sidecar.journal import Event
 from routereplay.sidecar.reading import Range
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.service import RouteStore
+from routereplay.sidecar.store import keys
+from routereplay.sidecar.store.base import RecordKey
 from routereplay.wire.errors import BadRequest, StoreUnavailable
 
 _RANGE = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
 
 Format: TypeAlias = Literal["routes", "npz", "json"]
 RangeText = Annotated[str | None, Query(description="half-open `a:b`; either side may be empty")]
+PolicyText = Annotated[str | None, Query(description="only rows of this policy version")]
 WaitText = Annotated[float, Query(ge=0, description="seconds to wait until it is sealed")]
 
 
@@ -69,6 +74,22 @@ def left(request: Request) -> Callable[[], Awaitable[bool]]:
         return await request.is_disconnected()
 
     return has_left
+
+
+def note_deleted(request: Request, deleted: list[RecordKey]) -> None:
+    """Tell the journal what was deleted."""
+    journal = runtime_of(request).journal
+    for key in deleted:
+        trajectory_id = keys.trajectory_of(key.tag)
+        journal.note(
+            Event(
+                kind="deleted",
+                at=time.time(),
+                request_id=key.request_id,
+                choice=key.choice,
+                trajectory_id=trajectory_id,
+            )
+        )
 
 
 def json_answer(value: Any, status: int = 200) -> Response:

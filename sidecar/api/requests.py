@@ -10,14 +10,17 @@ from starlette.responses import Response
 from routereplay.sidecar.api.answers import answer
 from routereplay.sidecar.api.params import (
     Format,
+    PolicyText,
     RangeText,
     WaitText,
     json_answer,
     left,
+    note_deleted,
     parse_range,
     runtime_of,
     store_of,
 )
+from routereplay.sidecar.expert_load import expert_load
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 
@@ -52,7 +55,23 @@ async def routes(
     return await answer(found, format, runtime.metrics)
 
 
+@router.get("/{request_id}/experts", summary="How the rows of a choice fall on the experts")
+async def experts(
+    request: Request,
+    request_id: str,
+    choice: Annotated[int, Query(ge=0)] = 0,
+    tokens: RangeText = None,
+    policy: PolicyText = None,
+) -> Response:
+    """Return counts `[layers, experts]` and the load of each layer; dense layers count 0."""
+    span = parse_range("tokens", tokens)
+    found = await store_of(request).fetch_request(request_id, choice, tokens=span)
+    return json_answer(await expert_load(found, policy=policy))
+
+
 @router.delete("/{request_id}", summary="Delete every choice of a request")
 async def delete(request: Request, request_id: str) -> Response:
     """Return how many choices were deleted."""
-    return json_answer({"deleted": await store_of(request).delete_request(request_id)})
+    deleted = await store_of(request).delete_request(request_id)
+    note_deleted(request, deleted)
+    return json_answer({"deleted": len(deleted)})

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from routereplay.sidecar.api.answers import answer
 from routereplay.sidecar.api.params import (
     Format,
+    PolicyText,
     RangeText,
     WaitText,
     json_answer,
     left,
+    note_deleted,
     parse_range,
     runtime_of,
     store_of,
 )
+from routereplay.sidecar.expert_load import expert_load
 
 router = APIRouter(prefix="/v1/trajectories", tags=["trajectories"])
 
@@ -48,7 +53,23 @@ async def routes(
     return await answer(found, format, runtime.metrics)
 
 
+@router.get("/{trajectory_id}/experts", summary="How its rows fall on the experts")
+async def experts(
+    request: Request,
+    trajectory_id: str,
+    turn: Annotated[int | None, Query(ge=0, description="one sealed turn, from 0")] = None,
+    tokens: RangeText = None,
+    policy: PolicyText = None,
+) -> Response:
+    """Return counts `[layers, experts]` and the load of each layer; each row counts once."""
+    span = parse_range("tokens", tokens)
+    found = await store_of(request).fetch_trajectory(trajectory_id, tokens=span)
+    return json_answer(await expert_load(found, turn=turn, policy=policy))
+
+
 @router.delete("/{trajectory_id}", summary="Delete every turn of a trajectory")
 async def delete(request: Request, trajectory_id: str) -> Response:
     """Return how many turns were deleted."""
-    return json_answer({"deleted": await store_of(request).delete_trajectory(trajectory_id)})
+    deleted = await store_of(request).delete_trajectory(trajectory_id)
+    note_deleted(request, deleted)
+    return json_answer({"deleted": len(deleted)})

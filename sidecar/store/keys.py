@@ -6,6 +6,8 @@
     rr:{TAG}:u:UPLOAD           hash    position -> staged chunk; gone once sealed
     rr:{TAG}:m:REQUEST:CHOICE   hash    the sealed record
     rr:{TAG}:b:UPLOAD:...       string  a value of routes or token ids
+    rr:{journal}                stream  the latest events, capped; for people
+    rr:{journal}:WIDTH:NUMBER   hash    what was sealed in a slice of time; for people
 
 TAG is `t:TRAJECTORY`, or `r:REQUEST` for a request without one. The braces make it a
 hash tag of Redis Cluster: everything of a trajectory is on one node, where one script
@@ -15,6 +17,9 @@ can see it. Ids are checked or normalised before they come here, so they hold no
 from __future__ import annotations
 
 from routereplay.sidecar.store.base import RecordKey
+
+JOURNAL = "rr:{journal}"
+"""The key of the latest events."""
 
 
 def tag_of(request_id: str, trajectory_id: str | None) -> str:
@@ -65,3 +70,8 @@ def blob(tag: str, upload_id: str, what: str, digest: bytes, split: int, part: i
     meet under one key, and a retry can never damage what is sealed.
     """
     return f"rr:{{{tag}}}:b:{upload_id}:{what}:{digest.hex()}.{split}:{part}"
+
+
+def sealed_counts(width_s: int, number: int) -> str:
+    """Return the key of what was sealed in slice `number` of `width_s` seconds each."""
+    return f"{JOURNAL}:{width_s}:{number}"

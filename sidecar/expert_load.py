@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from routereplay.sidecar.fetch import Ready, Response
-from routereplay.sidecar.reading import Slice
 from routereplay.wire.errors import BadRequest
 from routereplay.wire.load import expert_counts, layer_loads, without_dense
 from routereplay.wire.routes import numpy_dtype
@@ -39,47 +38,46 @@ async def expert_load(
         msg = f"turn={turn}; {len(found.items)} turns are sealed, from 0"
         raise BadRequest(msg)
     items = found.items if turn is None else [found.items[turn]]
-    shapes = {_geometry(ready.part) for ready in items}
+    shapes = {_geometry(ready) for ready in items}
     if len(shapes) != 1:
         msg = f"the turns come from models of different shapes: {sorted(shapes)}; ask for turn="
         raise BadRequest(msg)
-    nbytes = sum(ready.part.nbytes for ready in items)
+    nbytes = sum(ready.nbytes for ready in items)
     if nbytes > MAX_COUNTED_BYTES:
         msg = f"{nbytes} bytes of routes; at most {MAX_COUNTED_BYTES} are counted: narrow tokens="
         raise BadRequest(msg)
-    part = items[0].part
-    layers, experts = part.layer_stop - part.layer_start, part.manifest.num_experts
-    counts_LE = np.zeros((layers, experts), np.int64)
+    first, manifest = items[0], items[0].manifest
+    experts = manifest.num_experts
+    counts_LE = np.zeros((first.layers, experts), np.int64)
     rows = 0
     for ready in items:
         rows += await _count(found, ready, policy, counts_LE)
     counts_LE = without_dense(counts_LE)
     return {
-        "model": part.manifest.model,
-        "topk": part.manifest.topk,
-        "num_layers": part.manifest.num_layers,
+        "model": manifest.model,
+        "topk": manifest.topk,
+        "num_layers": manifest.num_layers,
         "num_experts": experts,
-        "layer_start": part.layer_start,
+        "layer_start": first.layer_start,
         "turn": turn,
         "policy": policy,
         "rows": rows,
-        "turns": [_turn(ready.part) for ready in found.items],
+        "turns": [_turn(ready) for ready in found.items],
         "counts": counts_LE.tolist(),
         "layers": [
             {"layer": layer, **load._asdict()}
-            for layer, load in enumerate(layer_loads(counts_LE), start=part.layer_start)
+            for layer, load in enumerate(layer_loads(counts_LE), start=first.layer_start)
         ],
     }
 
 
 async def _count(found: Response, ready: Ready, policy: str | None, counts_LE: np.ndarray) -> int:
     """Add the rows of one item to the counts; return how many were counted."""
-    part = ready.part
-    spans = _spans(part, policy)
-    at, counted = part.token_start, 0
+    spans = _spans(ready, policy)
+    at, counted = ready.token_start, 0
     async for buffer in found.rows(ready):
-        rows_TLK = np.frombuffer(buffer, numpy_dtype(part.manifest.dtype)).reshape(
-            -1, len(counts_LE), part.manifest.topk
+        rows_TLK = np.frombuffer(buffer, numpy_dtype(ready.manifest.dtype)).reshape(
+            -1, len(counts_LE), ready.manifest.topk
         )
         for start, stop in spans:
             asked = rows_TLK[max(start - at, 0) : max(stop - at, 0)]
@@ -90,25 +88,24 @@ async def _count(found: Response, ready: Ready, policy: str | None, counts_LE: n
     return counted
 
 
-def _spans(part: Slice, policy: str | None) -> list[tuple[int, int]]:
+def _spans(ready: Ready, policy: str | None) -> list[tuple[int, int]]:
     """Return the tokens `[start, stop)` that a policy processed; all of them without one."""
     if policy is None:
-        return [(part.token_start, part.token_stop)]
-    spans = part.manifest.policy_versions
+        return [(ready.token_start, ready.token_start + ready.rows)]
+    spans = ready.manifest.policy_versions
     return [(span.start, span.stop) for span in spans if span.version == policy]
 
 
-def _geometry(part: Slice) -> tuple[int, int, int, int]:
-    manifest = part.manifest
-    return part.layer_start, part.layer_stop, manifest.topk, manifest.num_experts
+def _geometry(ready: Ready) -> tuple[int, int, int, int]:
+    return ready.layer_start, ready.layers, ready.manifest.topk, ready.manifest.num_experts
 
 
-def _turn(part: Slice) -> dict[str, Any]:
-    manifest = part.manifest
+def _turn(ready: Ready) -> dict[str, Any]:
+    manifest = ready.manifest
     return {
         "request_id": manifest.request_id,
         "choice": manifest.choice,
-        "token_start": part.token_start,
-        "token_stop": part.token_stop,
+        "token_start": ready.token_start,
+        "token_stop": ready.token_start + ready.rows,
         "policy_versions": sorted({span.version for span in manifest.policy_versions}),
     }

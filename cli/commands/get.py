@@ -32,19 +32,23 @@ def command(
     if output is not None and output.suffix not in _KINDS:
         what = f"{output.name} ends in none of {', '.join(_KINDS)}"
         raise typer.BadParameter(what, param_hint="--output")
-    cuts = {
-        "layers": _range("--layers", layers, last=None),
-        # The store cuts it to what there is.
-        "tokens": _range("--tokens", tokens, last=1 << 29),
-    }
+    layers_asked = _range("--layers", layers, last=None)
+    # The store cuts it to what there is.
+    tokens_asked = _range("--tokens", tokens, last=1 << 29)
     from routereplay.cli import show
     from routereplay.client import RouteStoreClient
 
     with told(as_json), RouteStoreClient(store) as client:
         if trajectory:
-            turns = client.fetch_trajectory(item_id, wait_s=wait, **cuts).turns
+            found = client.fetch_trajectory(
+                item_id, layers=layers_asked, tokens=tokens_asked, wait_s=wait
+            )
+            turns = found.turns
         else:
-            turns = (client.fetch_request(item_id, choice=choice, wait_s=wait, **cuts),)
+            record = client.fetch_request(
+                item_id, choice=choice, layers=layers_asked, tokens=tokens_asked, wait_s=wait
+            )
+            turns = (record,)
     if output is None:
         if as_json:
             print_json({"records": [show.describe(turn) for turn in turns]})

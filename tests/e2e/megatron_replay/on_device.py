@@ -1,13 +1,12 @@
-"""Replay with routes and row ids on a device: `on_device.py cpu|cuda` prints facts as JSON."""
+"""Replay with routes and row ids on a device; as a program, on CUDA, it prints facts as JSON."""
 
-import contextlib
 import functools
 import json
 import sys
 
 import torch
 
-from routereplay.parity.megatron_cpu import megatron_on_cpu, single_process_groups
+from routereplay.parity.megatron_cpu import single_process_groups
 
 
 def train(model, replay, packed, ids, begin):
@@ -42,7 +41,8 @@ def facts_of(device):
     from routereplay.patches.megatron.errors import ReplayError
     from routereplay.patches.megatron.layer import LayerReplay
 
-    LayerReplay.get_replay_topk = without_waiting(LayerReplay.get_replay_topk, device)
+    if device.type == "cuda":
+        LayerReplay.get_replay_topk = without_waiting(LayerReplay.get_replay_topk, device)
     live = np.arange(bench.ROWS) % 2 == 1
     packed = bench.random_routes(1)
     mixed = bench.pack(packed.experts, live=live)
@@ -80,16 +80,19 @@ def facts_of(device):
     }
 
 
-def main(device):
+def facts_on(device):
+    return facts_of(torch.device(device))
+
+
+def main():
     torch.set_num_threads(1)
-    shim = megatron_on_cpu() if device.type == "cpu" else contextlib.nullcontext()
-    with shim, single_process_groups():
+    with single_process_groups():
         from megatron.core.transformer.moe import moe_utils
 
         if not hasattr(moe_utils, "te_general_gemm"):
             moe_utils.te_general_gemm = None  # 0.16 names it without Transformer Engine.
-        sys.stdout.write(json.dumps(facts_of(device)) + "\n")
+        sys.stdout.write(json.dumps(facts_on("cuda")) + "\n")
 
 
 if __name__ == "__main__":
-    main(torch.device(sys.argv[1]))
+    main()

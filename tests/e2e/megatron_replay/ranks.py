@@ -1,4 +1,4 @@
-"""One rank of a set of layouts: `ranks.py RANK WORLD_SIZE FOLDER CASE...`.
+"""One rank of a set of layouts, forked by `nursery.py`.
 
 A case is `LAYOUT@RECOMPUTE`, with a layout of `layouts.py` and a recompute of
 `bench.RECOMPUTE` or `none`. Each trains the same microbatches in Megatron's own schedule,
@@ -8,8 +8,6 @@ the reference of this process alone.
 
 import contextlib
 import json
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -198,7 +196,3 @@ def main(rank, world_size, folder, cases):
                 path.write_text(json.dumps(facts))
                 dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -13,10 +13,6 @@ there a log-prob pass is compared.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from e2e.megatron_replay.layouts import (
@@ -33,7 +29,6 @@ from e2e.megatron_replay.releases import OUTERMOST, RELEASES
 
 pytestmark = [pytest.mark.megatron, pytest.mark.slow]
 
-PROGRAM = Path(__file__).with_name("ranks.py")
 WORLD_SIZE = 2
 TRAINED = [
     case
@@ -62,38 +57,22 @@ class LayoutRuns:
         return [json.loads(file.read_text()) for file in files]
 
 
-def run_layouts(cases, world_size, mcore_folder, folder):
+def run_layouts(megatron, cases, world_size, folder):
     """Run `cases` one after the other on `world_size` processes."""
-    path = os.pathsep.join(part for part in (mcore_folder, os.environ.get("PYTHONPATH")) if part)
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(world_size):
-        command = [sys.executable, "-W", "ignore", PROGRAM, rank, world_size, folder, *cases]
-        with (folder / f"log-{rank}").open("w") as log:
-            processes.append(
-                subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
-            )
-    try:
-        for process in processes:
-            process.wait(timeout=280)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    megatron.run("nursery.run", world_size=world_size, folder=str(folder), cases=cases)
     return LayoutRuns(world_size, folder)
 
 
 @pytest.fixture(scope="session")
-def runs(release_folder, tmp_path_factory):
-    release, mcore_folder = release_folder
-    cases = EVERY_CASE if release in OUTERMOST else FEW_CASES
-    return run_layouts(cases, WORLD_SIZE, mcore_folder, tmp_path_factory.mktemp("ranks"))
+def runs(megatron, release_folder, tmp_path_factory):
+    cases = EVERY_CASE if release_folder[0] in OUTERMOST else FEW_CASES
+    return run_layouts(megatron, cases, WORLD_SIZE, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="session")
-def combined_runs(release_folder, tmp_path_factory):
+def combined_runs(megatron, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    return run_layouts(COMBINED_CASES, 2 * WORLD_SIZE, release_folder[1], folder)
+    return run_layouts(megatron, COMBINED_CASES, 2 * WORLD_SIZE, folder)
 
 
 def losses_of(ranks):

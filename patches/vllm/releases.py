@@ -37,13 +37,13 @@ DRAFT_LAYERS_APART = Since(
     "The layers of a draft model are not captured. Before, those of MTP and EAGLE drafts "
     "overwrote the target's first layers.",
 )
-TOPK_OF_CONFIG = Since(
-    (0, 28), "`ModelConfig.get_num_experts_per_tok()`. Before, a field of the model's own config."
-)
 BYPASS_REFUSED = Since(
-    (0, 28),
+    (0, 27),
     "The engine refuses to start if a layer's kernel bypasses capture. Before, its rows are "
     "all zero; the canary finds them.",
+)
+TOPK_OF_CONFIG = Since(
+    (0, 28), "`ModelConfig.get_num_experts_per_tok()`. Before, a field of the model's own config."
 )
 SESSION_ID = Since((0, 28), "`X-Session-ID` and `session_id` reach the engine as the request's.")
 PROMPT_START_AT_END = Since(
@@ -63,8 +63,8 @@ WEIGHT_VERSIONS = Since((0, 32), "The engine numbers its weights and says which 
 
 DIFFERENCES: tuple[Since, ...] = (
     DRAFT_LAYERS_APART,
-    TOPK_OF_CONFIG,
     BYPASS_REFUSED,
+    TOPK_OF_CONFIG,
     SESSION_ID,
     PROMPT_START_AT_END,
     AUX_OUTPUT,

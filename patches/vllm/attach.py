@@ -70,7 +70,9 @@ def _topk(model_config: Any) -> int:
 def attach(output_processor: Any, facts: ModelFacts, *, keep_native: bool) -> Recorder:
     """Make `output_processor` record; returns its recorder."""
     exporter = process_exporter()
-    recorder = Recorder(facts, exporter, keep_native=keep_native)
+    recorder = Recorder(
+        facts, exporter, keep_native=keep_native, only_new_rows=exporter.only_new_rows
+    )
     setattr(output_processor, RECORDER, recorder)
     logger.info(
         "route recorder %s: %s, %d layers, top-%d of %d experts, %d bytes a token, to %s",

@@ -21,6 +21,7 @@ import numpy as np
 from routereplay.patches.vllm.guard import Guard
 from routereplay.patches.vllm.ledger import Ledger, Stats
 from routereplay.patches.vllm.outbox import Outbox
+from routereplay.patches.vllm.prefix import KnownPrefixes
 from routereplay.patches.vllm.record import Ending, RecordInfo
 from routereplay.patches.vllm.sender import Sender
 from routereplay.patches.vllm.settings import Settings
@@ -84,6 +85,7 @@ class Exporter:
 
     def _reset(self) -> None:
         self.ledger = Ledger(self._settings)
+        self.known = KnownPrefixes()
         self._inbox: deque[_Event] = deque()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -104,6 +106,11 @@ class Exporter:
     def full_reason(self) -> str:
         """Why there is no room."""
         return "shutdown" if self._closing else "queue_full"
+
+    @property
+    def only_new_rows(self) -> bool:
+        """Whether rows that another record has are left out."""
+        return self._settings.only_new_rows
 
     @property
     def store_name(self) -> str:

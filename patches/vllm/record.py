@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast, get_args
 import numpy as np
 
 from routereplay.patches.vllm.identity import ClientId
+from routereplay.patches.vllm.prefix import Lineage, ParentId
 from routereplay.wire.records import FinishReason, PolicySpan
 from routereplay.wire.routes import DtypeName, dtype_for
 
@@ -49,6 +50,8 @@ class RecordInfo:
     engine_id: str
     ordinal: int
     started_at: float
+    parent: ParentId | None = None
+    """The record that has the rows before `row_start`, unless the client left them out."""
 
 
 class Ending(NamedTuple):
@@ -62,12 +65,22 @@ class Ending(NamedTuple):
 class OpenRecord:
     """A request in progress, as the event loop sees it."""
 
-    __slots__ = ("extra_args", "info", "muted", "owed", "rows", "source", "state", "strip")
+    __slots__ = (
+        *("extra_args", "info", "lineage", "muted", "owed", "rows", "source", "state", "strip"),
+    )
 
     def __init__(
-        self, info: RecordInfo, state: Any, *, extra_args: dict[str, Any], strip: bool
+        self,
+        info: RecordInfo,
+        state: Any,
+        *,
+        extra_args: dict[str, Any],
+        strip: bool,
+        lineage: Lineage | None = None,
     ) -> None:
         self.info = info
+        self.lineage = lineage
+        """Whose rows may follow on these; None: nobody's."""
         self.state = state
         """vLLM's `RequestState`."""
         self.extra_args = extra_args

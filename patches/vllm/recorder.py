@@ -17,6 +17,7 @@ from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.guard import Guard
 from routereplay.patches.vllm.identity import Ordinals, client_id, is_beam, trajectory_id
 from routereplay.patches.vllm.ledger import Stats
+from routereplay.patches.vllm.new_rows import NewRows
 from routereplay.patches.vllm.record import (
     Ending,
     ModelFacts,
@@ -44,15 +45,24 @@ class Recorder:
         model: sizes of the model's routes.
         exporter: brings rows to the store.
         keep_native: leave the rows in vLLM's own outputs as well.
+        only_new_rows: leave out rows that an earlier turn or choice has.
     """
 
-    def __init__(self, model: ModelFacts, exporter: Exporter, *, keep_native: bool) -> None:
+    def __init__(
+        self,
+        model: ModelFacts,
+        exporter: Exporter,
+        *,
+        keep_native: bool,
+        only_new_rows: bool = True,
+    ) -> None:
         self.engine_id = new_engine_id()
         self._model = model
         self._exporter = exporter
         self._keep_native = keep_native
         self._open: dict[str, OpenRecord] = {}
         self._ordinals = Ordinals()
+        self._new_rows = NewRows(enabled=only_new_rows)
         self._uploads = itertools.count()
         self._guard = Guard(logger, exporter.ledger.internal_error, self._switched_off)
 
@@ -101,8 +111,12 @@ class Recorder:
         asked = str(extra_args.get("return_routed_experts", "")).lower() in _YES
         info = self._info(request, state, extra_args)
         strip = not (asked or self._keep_native)
-        record = OpenRecord(info, state, extra_args=extra_args, strip=strip)
-        if reason := _why_not(request):
+        reason = _why_not(request)
+        lineage = None
+        if strip and not reason:
+            info, lineage = self._new_rows.begin(self._exporter.known, request, state, info)
+        record = OpenRecord(info, state, extra_args=extra_args, strip=strip, lineage=lineage)
+        if reason:
             self._exporter.ledger.not_recorded(reason)
             record.muted = True
         else:
@@ -205,6 +219,7 @@ class Recorder:
             prompt_len = len(record.info.prompt_token_ids)
             spans = policy_spans(record.state, record.extra_args, prompt_len, len(completion))
             self._exporter.seal(record.info, Ending(completion, finish_reason, spans))
+            self._new_rows.end(self._exporter.known, record, completion)
 
     def _requests_aborted(self, engine_request_ids: Iterable[str]) -> None:
         for engine_request_id in engine_request_ids:

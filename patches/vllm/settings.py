@@ -37,6 +37,8 @@ class Settings:
     """How long the same bytes are offered to a store that does not take them."""
     flush_timeout_s: float = 5.0
     """How long the end of the process may wait for the last rows."""
+    only_new_rows: bool = True
+    """Leave out rows that an earlier turn of the trajectory or another choice has."""
     allow_untested: bool = False
     """Run on a vLLM outside the proven range; symbols and signatures are checked all the same."""
 
@@ -51,6 +53,7 @@ class Settings:
             request_timeout_s=_positive(environ, "REQUEST_TIMEOUT_S", cls.request_timeout_s),
             retry_deadline_s=_positive(environ, "RETRY_DEADLINE_S", cls.retry_deadline_s),
             flush_timeout_s=_positive(environ, "FLUSH_TIMEOUT_S", cls.flush_timeout_s),
+            only_new_rows=environ.get("ROUTEREPLAY_ONLY_NEW_ROWS", "1") != "0",
             allow_untested=environ.get("ROUTEREPLAY_ALLOW_UNTESTED", "0") == "1",
         )
 

@@ -11,7 +11,7 @@ from routereplay.patches.vllm.record import Ending, RecordInfo
 from routereplay.wire.digest import Buffer, digest
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.frame import encode_frame
-from routereplay.wire.records import Chunk, ChunkRef, Drop, RecordManifest, Seal
+from routereplay.wire.records import Chunk, ChunkRef, Drop, ParentRef, RecordManifest, Seal
 from routereplay.wire.routes import check_rows
 
 _TOKENS_PER_STEP = 16_384
@@ -122,6 +122,7 @@ class Upload:
             prompt_len=len(info.prompt_token_ids),
             completion_len=len(ending.completion_token_ids),
             row_start=info.row_start,
+            parent=_parent_ref(info, tokens),
             rows=self._framed_rows,
             finish_reason=ending.finish_reason,
             policy_versions=ending.policy_versions,
@@ -185,6 +186,13 @@ class Upload:
         self._framed_rows += ref.rows
         buffers = encode_frame(header, [payload])
         return Parcel(self, "chunk", buffers, now, ref.rows, ref.nbytes)
+
+
+def _parent_ref(info: RecordInfo, tokens: np.ndarray) -> ParentRef | None:
+    if info.parent is None:
+        return None
+    prefix = digest(tokens[: info.row_start].data)
+    return ParentRef(**info.parent._asdict(), prefix_digest=prefix)
 
 
 def _flat(array: np.ndarray) -> memoryview:

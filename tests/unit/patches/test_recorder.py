@@ -1,104 +1,7 @@
 """What the recorder hands on, for each way in which vLLM's requests come and go."""
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
-
-from routereplay.patches.vllm.ledger import Ledger
-from routereplay.patches.vllm.record import ModelFacts
-from routereplay.patches.vllm.recorder import Recorder
-from routereplay.patches.vllm.settings import Settings
-
-MODEL = ModelFacts("tiny", num_layers=4, topk=2, num_experts=16)
-
-
-class Handed:
-    """Keeps what the recorder hands on, in place of the exporter's thread."""
-
-    def __init__(self):
-        self.ledger = Ledger(Settings("http://store"))
-        self.sources = {}
-        self.seals = {}
-        self.drops = {}
-        self.room = None
-        self.broken = False
-
-    def open(self, info, source):
-        self.sources[info.client.request_id, info.client.choice] = source
-
-    def admit(self, arrays, rows, nbytes):
-        if self.broken:
-            raise RuntimeError("broken")
-        return self.room is None or rows <= self.room
-
-    full_reason = "queue_full"
-
-    def seal(self, info, ending):
-        self.seals[info.client.request_id, info.client.choice] = (info, ending)
-
-    def drop(self, info, reason):
-        self.drops[info.client.request_id, info.client.choice] = reason
-
-    def rows_of(self, request_id, choice=0):
-        return np.concatenate(self.sources[request_id, choice])
-
-
-class Engine:
-    """The part of vLLM's output processor that the hooks look at."""
-
-    def __init__(self, keep_native=False):
-        self.handed = Handed()
-        self.recorder = Recorder(MODEL, self.handed, keep_native=keep_native)
-        self.states = {}
-
-    def add(self, name, prompt=(1, 2, 3), parent=None, index=0, extra_args=None, **fields):
-        start = fields.pop("row_start", 0)
-        request = SimpleNamespace(
-            request_id=f"{index}_{name}-internal",
-            external_req_id=name,
-            prompt_token_ids=list(prompt),
-            prompt_embeds=None,
-            sampling_params=SimpleNamespace(
-                n=1, extra_args=extra_args, routed_experts_prompt_start=start
-            ),
-            lora_request=None,
-            arrival_time=1.0,
-            resumable=False,
-            session_id=None,
-        )
-        for field, value in fields.items():
-            setattr(request, field, value)
-        tokens = []
-        state = SimpleNamespace(
-            parent_req=parent,
-            request_index=index,
-            detokenizer=SimpleNamespace(
-                output_token_ids=tokens, num_output_tokens=lambda: len(tokens)
-            ),
-        )
-        self.states[request.request_id] = state
-        self.recorder.request_added(request, state)
-        return request.request_id
-
-    def step(self, request_id, rows, tokens=(7,), finish=None, ends=False, kept=None):
-        """One step of one request; `kept`: tokens left after a stop string."""
-        array = None if rows is None else np.ones((rows, 4, 2), "uint8")
-        output = SimpleNamespace(
-            request_id=request_id,
-            new_token_ids=list(tokens),
-            routed_experts=array,
-            finish_reason=finish,
-        )
-        before = len(self.states)
-        taken = self.recorder.take([output])
-        self.states[request_id].detokenizer.output_token_ids += list(tokens)[:kept]
-        if ends or finish:
-            del self.states[request_id]
-        # vLLM takes the tokens past a stop string back, here as in its own state.
-        del output.new_token_ids[len(output.new_token_ids) if kept is None else kept :]
-        self.recorder.settle(taken, [output], self.states, before)
-        return output
+from support.recorded_engine import Engine, parent_of
 
 
 @pytest.fixture
@@ -241,8 +144,8 @@ def test_a_pooling_request_is_none_of_our_business(engine):
 
 
 def test_choices_of_prompts_are_numbered_as_the_client_sees_them(engine):
-    parent = SimpleNamespace(sampling_params=SimpleNamespace(n=2))
     for prompt in range(2):
+        parent = parent_of(2)
         for index in range(2):
             request = engine.add(f"cmpl-a-{prompt}", parent=parent, index=index)
             engine.step(request, 3, finish="length")
@@ -251,7 +154,7 @@ def test_choices_of_prompts_are_numbered_as_the_client_sees_them(engine):
 
 
 def test_requests_of_a_trajectory_are_numbered_and_choices_share_a_number(engine):
-    parent = SimpleNamespace(sampling_params=SimpleNamespace(n=2))
+    parent = parent_of(2)
     for name, index in (("chatcmpl-a", 0), ("chatcmpl-b", 0), ("chatcmpl-b", 1)):
         request = engine.add(name, parent=parent, index=index, session_id="episode")
         engine.step(request, 3, finish="length")

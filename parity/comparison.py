@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from routereplay.parity.metrics import (
     top_overlap,
 )
 from routereplay.parity.sampled import SampledTokens
+from routereplay.parity.scored import Scored
 from routereplay.parity.scoring import PackedScores
 
 
@@ -29,10 +30,15 @@ class Mismatch:
     top1_agreement: float
     top20_overlap: float
     top20_kl: float
+    """KL(Megatron || vLLM) in nats; the gates look at this one."""
+    top20_kl_reverse: float
+    """KL(vLLM || Megatron) in nats."""
     rows_differ: float
     """Share of recorded rows with a layer whose expert set differs."""
     choices_differ: float
     """Share of single expert choices that differ, over rows and MoE layers."""
+    layers_differ: tuple[float, ...]
+    """Of each MoE layer, the share of recorded rows whose expert set differs."""
 
 
 _LINES = (
@@ -41,6 +47,7 @@ _LINES = (
     ("top1_agreement", "top-1 token agrees", "{:.4f}"),
     ("top20_overlap", "top-20 tokens overlap", "{:.4f}"),
     ("top20_kl", "top-20 KL(Megatron || vLLM), nats", "{:.3e}"),
+    ("top20_kl_reverse", "top-20 KL(vLLM || Megatron), nats", "{:.3e}"),
     ("rows_differ", "rows with a differing expert set", "{:.2%}"),
     ("choices_differ", "expert choices that differ", "{:.2%}"),
 )
@@ -81,9 +88,30 @@ def compare(
         top1_agreement=top1_agreement(top, sampled.top),
         top20_overlap=top_overlap(top, sampled.top),
         top20_kl=top_kl(top, sampled.top),
+        top20_kl_reverse=top_kl(sampled.top, top),
         rows_differ=routes.rows,
         choices_differ=routes.choices,
+        layers_differ=tuple(float(share) for share in routes.per_layer),
     )
+
+
+def compare_scored(candidate: Scored, target: Scored) -> Mismatch:
+    """Return how far `candidate` is from `target` where the target has log-probs and routes.
+
+    Raises:
+        ValueError: the candidate has no score where the target has one.
+    """
+    where = np.flatnonzero(~np.isnan(target.logprobs))
+    scores = PackedScores(
+        np.flatnonzero(~np.isnan(candidate.logprobs)),
+        candidate.logprobs[~np.isnan(candidate.logprobs)],
+        TopLogprobs(*(part[~np.isnan(candidate.logprobs)] for part in candidate.top)),
+    )
+    said = SampledTokens(
+        where, target.logprobs[where], TopLogprobs(*(part[where] for part in target.top))
+    )
+    rows = candidate.routed & target.routed
+    return compare(scores, said, candidate.experts, target.experts, rows)
 
 
 def render(columns: Mapping[str, Mismatch]) -> str:
@@ -91,6 +119,6 @@ def render(columns: Mapping[str, Mismatch]) -> str:
     width = max(len(text) for _, text, _ in _LINES)
     lines = [" " * width + "".join(f"{name:>16}" for name in columns)]
     for name, text, form in _LINES:
-        values = (form.format(asdict(column)[name]) for column in columns.values())
+        values = (form.format(getattr(column, name)) for column in columns.values())
         lines.append(f"{text:<{width}}" + "".join(f"{value:>16}" for value in values))
     return "\n".join(lines)

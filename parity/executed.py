@@ -48,5 +48,5 @@ def _sorted_ids(maps: dict[int, torch.Tensor], num_layers: int, topk: int) -> np
     experts = np.zeros((rows, num_layers, topk), np.int64)
     for layer_idx, routing_map in maps.items():
         # nonzero() lists a row's experts in ascending order.
-        experts[:, layer_idx] = routing_map.nonzero()[:, 1].view(rows, topk).numpy()
+        experts[:, layer_idx] = routing_map.nonzero()[:, 1].view(rows, topk).cpu().numpy()
     return experts

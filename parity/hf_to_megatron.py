@@ -1,8 +1,8 @@
 """Load a Qwen3-MoE Hugging Face checkpoint into a stock Megatron-Core GPTModel.
 
-For comparing engines: one process, Megatron-Core's local layers (no Transformer
-Engine, no fusion), experts as SequentialMLP. Every tensor of the checkpoint is used
-once and every parameter of the model is set, or nothing is returned.
+For comparing engines: Megatron-Core's local layers (no Transformer Engine, no fusion),
+experts as SequentialMLP, cut as the open process groups say. Every tensor of the
+checkpoint has its place and every parameter of the model is set, or nothing is returned.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from routereplay.parity.hf_config import (
     read_qwen3_moe_config,
     transformer_config,
 )
+from routereplay.parity.sharding import own_part, use_sequence_parallel_norms, whole_name
 
 
 class _Source(NamedTuple):
@@ -33,9 +34,11 @@ class _Source(NamedTuple):
 def load_qwen3_moe(
     path: str | Path, *, dtype: torch.dtype = torch.float32, **config_overrides: Any
 ) -> Any:
-    """Return a `GPTModel` with the weights of the checkpoint folder `path`, in eval mode.
+    """Return this rank's `GPTModel` with the weights of the checkpoint folder `path`, in eval mode.
 
-    Megatron-Core's process groups must be open, all of size 1.
+    Megatron-Core's process groups must be open; `Topology.group_sizes()` belongs in
+    `config_overrides` if one is larger than 1. Logits come out whole on every rank of
+    tensor parallelism.
 
     Args:
         dtype: of parameters and arithmetic, torch.float32 or torch.bfloat16.
@@ -44,13 +47,19 @@ def load_qwen3_moe(
     Raises:
         ConversionError: another architecture, or tensors missing, unused or misshapen.
     """
+    from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     path = Path(path)
     shape = read_qwen3_moe_config(path)
     config = transformer_config(shape, dtype, **config_overrides)
+    if shape.tied_embeddings and config.pipeline_model_parallel_size > 1:
+        msg = f"{path} ties its embeddings, which are not loaded over pipeline stages; use pp1"
+        raise ConversionError(msg)
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    if config.sequence_parallel:
+        use_sequence_parallel_norms(spec)
     model = GPTModel(
         config,
         spec,
@@ -59,31 +68,44 @@ def load_qwen3_moe(
         position_embedding_type="rope",
         rotary_base=int(shape.rope_theta),
         share_embeddings_and_output_weights=shape.tied_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=False,
     )
     _copy_weights(model, dict(_sources(shape)), path)
     return model.eval()
 
 
-def _copy_weights(model: torch.nn.Module, sources: Mapping[str, _Source], path: Path) -> None:
+def _copy_weights(model: Any, sources: Mapping[str, _Source], path: Path) -> None:
+    from megatron.core import parallel_state
+
     files = _tensor_files(path)
-    parameters = dict(model.named_parameters())
+    parameters = {whole_name(model, name): p for name, p in model.named_parameters()}
     problems = [f"no rule sets {name}" for name in sorted(parameters.keys() - sources.keys())]
-    problems += [f"the model lacks {name}" for name in sorted(sources.keys() - parameters.keys())]
+    if not (
+        parallel_state.get_pipeline_model_parallel_world_size() > 1
+        or parallel_state.get_expert_model_parallel_world_size() > 1
+    ):
+        lacking = sorted(sources.keys() - parameters.keys())
+        problems += [f"the model lacks {name}" for name in lacking]
     used = {name for source in sources.values() for name in source.names}
     problems += [f"the checkpoint lacks {name}" for name in sorted(used - files.keys())]
     problems += [f"the checkpoint's {name} is unused" for name in sorted(files.keys() - used)]
     if problems:
         _raise(path, problems)
     with torch.no_grad(), _Tensors(files) as tensors:
-        for name, source in sources.items():
-            weight = source.merge(*(tensors[part] for part in source.names))
-            if weight.shape != parameters[name].shape:
+        for name, parameter in parameters.items():
+            source = sources[name]
+            weight = own_part(
+                name, parameter, source.merge(*map(tensors.__getitem__, source.names))
+            )
+            if weight.shape != parameter.shape:
                 problems.append(
-                    f"{name} is {tuple(parameters[name].shape)}, made of {source.names} it "
-                    f"would be {tuple(weight.shape)}"
+                    f"{name} is {tuple(parameter.shape)}, made of {source.names} it would be "
+                    f"{tuple(weight.shape)}"
                 )
             else:
-                parameters[name].copy_(weight)
+                parameter.copy_(weight)
     if problems:
         _raise(path, problems)
 

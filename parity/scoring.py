@@ -96,10 +96,14 @@ def block_diagonal_causal_mask(cu_seqlens: torch.Tensor) -> torch.Tensor:
     return ~sees[None, None]
 
 
-def _logprobs(
-    model: Any, token_ids: torch.Tensor, cu_seqlens: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the positions that are predicted, `[P]`, and their log-probs `[P, vocab]`."""
+def packed_inputs(
+    token_ids: torch.Tensor, cu_seqlens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return position ids `[1, T]`, the mask, and the positions that are predicted `[P]`.
+
+    Raises:
+        ValueError: the shapes or bounds are wrong.
+    """
     tokens = token_ids.shape[-1]
     bounds_fit = (
         cu_seqlens[0] == 0 and cu_seqlens[-1] == tokens and bool((cu_seqlens.diff() > 0).all())
@@ -114,10 +118,27 @@ def _logprobs(
     flat = torch.arange(tokens, device=token_ids.device)
     position_ids = (flat - offsets.to(flat.device)).unsqueeze(0)
     mask = block_diagonal_causal_mask(cu_seqlens.to(token_ids.device))
+    return position_ids, mask, flat[position_ids[0] > 0]
+
+
+def score_logits(
+    logits: torch.Tensor, token_ids: torch.Tensor, positions: torch.Tensor, topk: int
+) -> PackedScores:
+    """Return the scores of `token_ids` `[1, T]` at `positions` by the model's `[1, T, vocab]`."""
+    return _scores(positions, _predicted(logits, positions, 1.0), token_ids, topk)
+
+
+def _logprobs(
+    model: Any, token_ids: torch.Tensor, cu_seqlens: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions that are predicted, `[P]`, and their log-probs `[P, vocab]`."""
+    position_ids, mask, positions = packed_inputs(token_ids, cu_seqlens)
     logits = model(token_ids, position_ids, mask)
-    positions = flat[position_ids[0] > 0]
-    predicted = logits[0, positions - 1].float() / temperature
-    return positions, torch.log_softmax(predicted, dim=-1)
+    return positions, _predicted(logits, positions, temperature)
+
+
+def _predicted(logits: torch.Tensor, positions: torch.Tensor, temperature: float) -> torch.Tensor:
+    return torch.log_softmax(logits[0, positions - 1].float() / temperature, dim=-1)
 
 
 def _scores(

@@ -74,6 +74,26 @@ def characters() -> list[str]:
     return ["\n", *(chr(code) for span in ranges for code in span)][: VOCAB_SIZE - 1]
 
 
+def seed_weights(model: Any, seed: int) -> None:
+    """Set every weight from `seed`, in the same scale whatever the model's size."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            if "norm" in name:
+                parameter.copy_(1 + 0.1 * noise)
+            elif "embed_tokens" in name:
+                parameter.copy_(noise)
+            elif name.endswith("gate.weight"):
+                # Spread the router's logits, so that a top-k is no coin toss.
+                parameter.copy_(noise * (2.0 / parameter.shape[-1] ** 0.5))
+            elif name == "lm_head.weight":
+                # Peaked enough that sampled tokens are likelier than chance.
+                parameter.copy_(noise * (3.0 / parameter.shape[-1] ** 0.5))
+            else:
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+
+
 def _common_config(num_layers: int) -> dict[str, Any]:
     return {
         "vocab_size": VOCAB_SIZE,
@@ -93,32 +113,13 @@ def _common_config(num_layers: int) -> dict[str, Any]:
 
 
 def _write(model: Any, path: Path, seed: int) -> Path:
-    _seed_weights(model, seed)
+    seed_weights(model, seed)
     model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     model.generation_config.eos_token_id = 0
     model.save_pretrained(path, safe_serialization=True)
     _tokenizer().save_pretrained(path)
     return path
-
-
-def _seed_weights(model: Any, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name:
-                parameter.copy_(1 + 0.1 * noise)
-            elif "embed_tokens" in name:
-                parameter.copy_(noise)
-            elif name.endswith("gate.weight"):
-                # Spread the router's logits, so that a top-k is no coin toss.
-                parameter.copy_(noise * (2.0 / parameter.shape[-1] ** 0.5))
-            elif name == "lm_head.weight":
-                # Peaked enough that sampled tokens are likelier than chance.
-                parameter.copy_(noise * (3.0 / parameter.shape[-1] ** 0.5))
-            else:
-                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
 
 
 def _tokenizer() -> Any:

@@ -36,10 +36,10 @@ _CPU_ARGUMENTS = (
     "32",
     "--num-gpu-blocks-override",
     "512",
-    # The sampled token and the 20 likeliest.
-    "--max-logprobs",
-    "21",
 )
+
+# The sampled token and the 20 likeliest.
+_ARGUMENTS = ("--max-logprobs", "21")
 
 
 class VllmServer(ChildServer):
@@ -48,6 +48,7 @@ class VllmServer(ChildServer):
     Args:
         model: checkpoint folder.
         dtype: `float32`, `bfloat16`, ...
+        device: `cpu` for the CPU build, as small as it gets; `cuda` for the ordinary one.
         served_name: the model's name for clients.
         environment: added to this process's environment (`ROUTEREPLAY_STORE_URL=...`).
         arguments: added to the command line.
@@ -61,6 +62,7 @@ class VllmServer(ChildServer):
         *,
         log_path: str | Path,
         dtype: str = "float32",
+        device: str = "cpu",
         served_name: str = "tiny",
         environment: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
@@ -68,14 +70,17 @@ class VllmServer(ChildServer):
     ) -> None:
         self.served_name = served_name
         port = free_port()
-        variables = {**os.environ, **_CPU_ENVIRONMENT, **(environment or {})}
+        on_cpu = device == "cpu"
+        of_device = _CPU_ENVIRONMENT if on_cpu else {}
+        variables = {**os.environ, **of_device, **(environment or {})}
         # The second start reads what the first one compiled.
         variables.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [
             *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
             *("--host", "127.0.0.1", "--port", str(port)),
             *("--served-model-name", served_name, "--dtype", dtype),
-            *_CPU_ARGUMENTS,
+            *(_CPU_ARGUMENTS if on_cpu else ()),
+            *_ARGUMENTS,
             *arguments,
         ]
         super().__init__(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from end_to_end.agent import STYLES, Agent, Episode
-from end_to_end.processes import RouteStore
+from routereplay.parity.store_server import RouteStore
 from routereplay.parity.vllm_server import VllmServer
 
 FOLDER = Path(".demo")

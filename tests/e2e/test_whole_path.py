@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from end_to_end.agent import STYLES, Agent
 from end_to_end.batch import fetch, pack
-from end_to_end.processes import RouteStore
 from support.hf_reference import assert_rows_equal_the_reference
 
 from routereplay.client import MisalignedRoutes, ModelShape, RouteStoreClient, stitch
+from routereplay.parity.store_server import RouteStore
 from routereplay.parity.tiny_moe import write_tiny_moe
 from routereplay.parity.vllm_server import VllmServer
 from routereplay.wire.errors import NotFound, RoutesPending

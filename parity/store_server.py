@@ -15,12 +15,15 @@ class RouteStore(ChildServer):
     def __init__(self, log_path: Path) -> None:
         port = free_port()
         # What an earlier run stored is none of this one's business.
-        data = {"ROUTEREPLAY_DATA_DIR": str(log_path.parent.absolute() / "store")}
+        own = {
+            "ROUTEREPLAY_DATA_DIR": str(log_path.parent.absolute() / "store"),
+            "ROUTEREPLAY_PORT": str(port),
+        }
         super().__init__(
-            [sys.executable, "-m", "routereplay.cli", "serve", "--port", str(port)],
+            [sys.executable, "-m", "routereplay.sidecar"],
             port=port,
             log_path=log_path,
-            environment={**os.environ, **data},
+            environment={**os.environ, **own},
             ready_path="/readyz",
             ready_timeout_s=60.0,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class Mismatch:
     """Of each MoE layer, the share of recorded rows whose expert set differs."""
 
 
-_LINES = (
+LINES = (
     ("mean_abs_pct", "mean abs difference of log-probs, % of their mean", "{:.3f} %"),
     ("mae", "mean abs difference of log-probs, nats", "{:.6f}"),
     ("top1_agreement", "top-1 token agrees", "{:.4f}"),
@@ -51,6 +51,7 @@ _LINES = (
     ("rows_differ", "rows with a differing expert set", "{:.2%}"),
     ("choices_differ", "expert choices that differ", "{:.2%}"),
 )
+"""Of each line of the table: the field, its words, its format."""
 
 
 def compare(
@@ -115,10 +116,21 @@ def compare_scored(candidate: Scored, target: Scored) -> Mismatch:
 
 
 def render(columns: Mapping[str, Mismatch]) -> str:
-    """Return the table as text, a column for each entry of `columns`."""
-    width = max(len(text) for _, text, _ in _LINES)
-    lines = [" " * width + "".join(f"{name:>16}" for name in columns)]
-    for name, text, form in _LINES:
-        values = (form.format(getattr(column, name)) for column in columns.values())
-        lines.append(f"{text:<{width}}" + "".join(f"{value:>16}" for value in values))
+    """Return the table as text, a column for each entry of `columns`, and a line of each layer."""
+    width = max(len(text) for _, text, _ in LINES)
+    wide = [max(16, len(name) + 2) for name in columns]
+    lines = [" " * width + _cells(list(columns), wide)]
+    for name, text, form in LINES:
+        values = [form.format(getattr(column, name)) for column in columns.values()]
+        lines.append(f"{text:<{width}}" + _cells(values, wide))
+    lines.append("expert sets that differ, by MoE layer")
+    for layer, shares in enumerate(
+        zip(*(column.layers_differ for column in columns.values()), strict=True), start=1
+    ):
+        values = [f"{share:.2%}" for share in shares]
+        lines.append(f"{layer:>{width}}" + _cells(values, wide))
     return "\n".join(lines)
+
+
+def _cells(values: Sequence[str], wide: Sequence[int]) -> str:
+    return "".join(f"{value:>{width}}" for value, width in zip(values, wide, strict=True))

@@ -6,6 +6,7 @@ other and the samplings one after the other, so that a figure for one sampling i
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,39 @@ def sample(
         store.fetch_trajectories(ids, wait_s=60, progress=progress),
         store.fetch_trajectories([i + RESCORED for i in ids], wait_s=60, progress=progress),
     )
+
+
+def sample_stored(
+    engine: Engine, store: RouteStoreClient, trajectory_ids: Sequence[str]
+) -> Sampling:
+    """Take trajectories that are stored already; the engine says of them what it can now.
+
+    A store keeps routes and tokens, no log-probs: those to compare with are the engine's
+    of a first reading, and its noise floor is a second one.
+
+    Raises:
+        MisalignedRoutes: a trajectory holds several token sequences.
+        EngineFailed, RouteReplayError: as `sample`.
+    """
+    trajectories = store.fetch_trajectories(trajectory_ids, wait_s=60)
+    found = [stitch(one) for one in trajectories]
+    unsaid = [
+        Rollout(
+            one.trajectory_id,
+            one.token_ids,
+            SampledTokens.nothing(np.flatnonzero(one.sampled)),
+        )
+        for one in found
+    ]
+    first = engine.rescore(unsaid, suffix=f"{RESCORED}.{secrets.token_hex(4)}")
+    suffix = f"{RESCORED}.{secrets.token_hex(4)}"
+    second = engine.rescore(unsaid, suffix=suffix)
+    rollouts = [
+        Rollout(one.trajectory_id, one.token_ids, said)
+        for one, said in zip(unsaid, first, strict=True)
+    ]
+    ids = [rollout.trajectory_id + suffix for rollout in rollouts]
+    return Sampling(0, rollouts, second, trajectories, store.fetch_trajectories(ids, wait_s=60))
 
 
 class Measured:

@@ -19,3 +19,9 @@ class SampledTokens:
     """`[N]` log-prob of the sampled token."""
     top: TopLogprobs
     """`[N, M]` the likeliest tokens there."""
+
+    @classmethod
+    def nothing(cls, positions: np.ndarray) -> SampledTokens:
+        """Return tokens of which the engine has said nothing yet."""
+        none = np.zeros((len(positions), 0))
+        return cls(positions, none[:, 0:0].sum(1), TopLogprobs(none.astype(np.int64), none))

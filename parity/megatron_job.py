@@ -105,7 +105,9 @@ def _save_rows(rows: Sequence[PackedRow], folder: Path) -> None:
 
 
 def _run_ranks(job: Job, folder: Path, timeout_s: float) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = dict(os.environ)
+    if job.device == "cpu":
+        environment.setdefault("OMP_NUM_THREADS", "1")
     logs = [folder / f"rank-{rank}.log" for rank in range(job.topology.world_size)]
     processes = []
     for rank, path in enumerate(logs):

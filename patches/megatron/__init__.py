@@ -9,15 +9,11 @@ replay.disable()
 """
 
 from routereplay.patches.megatron.enable import enable_router_replay
-from routereplay.patches.megatron.errors import (
-    ReplayError,
-    ReplayIncomplete,
-    ReplayMismatch,
-    ReplayMisrouted,
-    ReplayStateError,
-    ReplayUnsupported,
+from routereplay.patches.megatron.placement import (
+    context_parallel_rows_padded,
+    context_parallel_rows_thd,
 )
-from routereplay.patches.megatron.models import (
+from routereplay.patches.models import (
     DenseModel,
     Family,
     InvalidModelConfig,
@@ -27,12 +23,16 @@ from routereplay.patches.megatron.models import (
     register_model,
     routed_model,
 )
-from routereplay.patches.megatron.placement import (
-    context_parallel_rows_padded,
-    context_parallel_rows_thd,
+from routereplay.patches.replay.errors import (
+    ReplayError,
+    ReplayIncomplete,
+    ReplayMismatch,
+    ReplayMisrouted,
+    ReplayStateError,
+    ReplayUnsupported,
 )
-from routereplay.patches.megatron.replay import RouterReplay
-from routereplay.patches.megatron.report import CanaryReading, RowCounts, StepReport
+from routereplay.patches.replay.replay import RouterReplay
+from routereplay.patches.replay.report import CanaryReading, RowCounts, StepReport
 
 __all__ = [
     "CanaryReading",

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from routereplay.patches.megatron.discovery import FoundRouter
-from routereplay.patches.megatron.layer import LayerReplay
+from routereplay.patches.megatron.layer import MegatronLayer
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 class Binding:
     """One router with our object on it; `undo` puts back what was there."""
 
-    def __init__(self, found: FoundRouter, layer: LayerReplay) -> None:
+    def __init__(self, found: FoundRouter, layer: MegatronLayer) -> None:
         self._router: Any = found.router
         self._layer = layer
         self._previous = found.router.router_replay

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from routereplay.patches.megatron.canary import Canary
-from routereplay.patches.megatron.chunk import ChunkReplay
+from routereplay.patches.megatron.agreement import model_reasons, place_layers
+from routereplay.patches.megatron.binding import Binding
 from routereplay.patches.megatron.discovery import Discovery, FoundChunk, discover
-from routereplay.patches.megatron.errors import ReplayUnsupported
-from routereplay.patches.megatron.layer import LayerReplay
-from routereplay.patches.megatron.models import RoutedModel, model_reasons, place_layers
-from routereplay.patches.megatron.prefetch import Staging
-from routereplay.patches.megatron.replay import RouterReplay
+from routereplay.patches.megatron.host import MegatronChunk
+from routereplay.patches.megatron.layer import MegatronLayer
 from routereplay.patches.megatron.validation import validate
+from routereplay.patches.models import RoutedModel
+from routereplay.patches.replay.canary import Canary
+from routereplay.patches.replay.chunk import ChunkReplay
+from routereplay.patches.replay.errors import ReplayUnsupported
+from routereplay.patches.replay.prefetch import Staging
+from routereplay.patches.replay.replay import RouterReplay
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +74,22 @@ def enable_router_replay(
     for warning in warnings:
         logger.warning("router replay: %s", warning)
     staging = Staging()
-    return RouterReplay(
-        [
-            ChunkReplay(chunk, staging, _canary(chunk, canary_every, canary_layer))
-            for chunk in found.chunks
-        ],
-        staging,
-    )
+    replayed, unbind = [], []
+    for chunk in found.chunks:
+        canary = _canary(chunk, canary_every, canary_layer)
+        made = ChunkReplay(MegatronChunk(chunk), staging, canary, MegatronLayer)
+        unbind += _bind(chunk, made)
+        replayed.append(made)
+    return RouterReplay(replayed, staging, unbind)
+
+
+def _bind(found: FoundChunk, chunk: ChunkReplay[MegatronLayer]) -> list[Callable[[], None]]:
+    """Hand each router its part of `chunk`; return what undoes it."""
+    hook = found.decoder.register_forward_pre_hook(chunk.enter_decoder)
+    bindings = [
+        Binding(router, layer) for router, layer in zip(found.routers, chunk.layers, strict=True)
+    ]
+    return [hook.remove, *(binding.undo for binding in bindings)]
 
 
 def _taken(found: Discovery) -> list[str]:
@@ -85,7 +97,7 @@ def _taken(found: Discovery) -> list[str]:
         f"layer {router.layer_number} (1-based) is replayed already; disable() that first"
         for chunk in found.chunks
         for router in chunk.routers
-        if isinstance(getattr(router.router, "router_replay", None), LayerReplay)
+        if isinstance(getattr(router.router, "router_replay", None), MegatronLayer)
     ]
 
 

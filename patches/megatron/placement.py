@@ -13,21 +13,11 @@ that, both inside Megatron-Core, and both are repeated here: the embedding trans
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch
 
-from routereplay.patches.megatron.errors import ReplayMismatch
-
-
-class RouterRows(NamedTuple):
-    """The rows of one microbatch in the order in which a router flattens its input."""
-
-    rows: torch.Tensor
-    """`[S_router * B]` int64: flat row of the packed batch for each row of the router."""
-
-    input_shape: tuple[int, int]
-    """`(S_router, B)`: the leading sizes of the hidden states that reach the router."""
+from routereplay.patches.replay.errors import ReplayMismatch
+from routereplay.patches.replay.rows import RouterRows, check_row_ids
 
 
 def router_rows(row_ids_BS: torch.Tensor, *, sp_size: int = 1, sp_rank: int = 0) -> RouterRows:
@@ -42,12 +32,7 @@ def router_rows(row_ids_BS: torch.Tensor, *, sp_size: int = 1, sp_rank: int = 0)
     Raises:
         ReplayMismatch: not an integer `[B, S]`, or S does not divide by `sp_size`.
     """
-    if row_ids_BS.dim() != 2 or row_ids_BS.is_floating_point() or row_ids_BS.dtype == torch.bool:
-        msg = (
-            f"row_ids have shape {tuple(row_ids_BS.shape)} and dtype {row_ids_BS.dtype}; expected "
-            "integers [b, s_local], shaped like input_ids on this rank (b = 1 for packed rows)"
-        )
-        raise ReplayMismatch(msg)
+    check_row_ids(row_ids_BS)
     batch, length = row_ids_BS.shape
     if length % sp_size:
         msg = (

@@ -14,7 +14,7 @@ import megatron_model as gpu
 import torch
 
 from routereplay.patches.megatron import ReplayIncomplete, ReplayMisrouted, enable_router_replay
-from routereplay.patches.megatron.layer import LayerReplay
+from routereplay.patches.megatron.layer import MegatronLayer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.megatron]
 
@@ -39,7 +39,7 @@ def no_waiting(monkeypatch):
         return guarded
 
     monkeypatch.setattr(
-        LayerReplay, "get_replay_topk", guard(LayerReplay.get_replay_topk), raising=True
+        MegatronLayer, "get_replay_topk", guard(MegatronLayer.get_replay_topk), raising=True
     )
     return guard
 

@@ -5,7 +5,7 @@ import contextlib
 import bench
 
 from routereplay.patches.megatron import ReplayMismatch, ReplayStateError, enable_router_replay
-from routereplay.patches.megatron.prefetch import MAX_AHEAD
+from routereplay.patches.replay.prefetch import MAX_AHEAD
 
 SEEDS = range(6)
 

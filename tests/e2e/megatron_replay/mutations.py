@@ -13,7 +13,7 @@ import numpy as np
 
 from routereplay.client import pack_thd
 from routereplay.patches.megatron import enable_router_replay
-from routereplay.patches.megatron.layer import LayerReplay
+from routereplay.patches.replay.layer import LayerReplay
 from routereplay.wire.errors import RouteReplayError
 
 

@@ -38,8 +38,8 @@ def facts_of(device):
     import numpy as np
 
     from routereplay.patches.megatron import enable_router_replay
-    from routereplay.patches.megatron.errors import ReplayError
-    from routereplay.patches.megatron.layer import LayerReplay
+    from routereplay.patches.replay.errors import ReplayError
+    from routereplay.patches.replay.layer import LayerReplay
 
     if device.type == "cuda":
         LayerReplay.get_replay_topk = without_waiting(LayerReplay.get_replay_topk, device)

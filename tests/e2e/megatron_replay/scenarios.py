@@ -9,8 +9,8 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from routereplay.patches.megatron import enable_router_replay
-from routereplay.patches.megatron.layer import LayerReplay
 from routereplay.patches.megatron.placement import RouterRows
+from routereplay.patches.replay.layer import LayerReplay
 
 
 def replay_of_own_routes(recompute):
@@ -157,16 +157,16 @@ def schedule_of_microbatches(recompute):
 
 def rows_in_another_order():
     """A router order that forgets the transpose must not train the same."""
-    from routereplay.patches.megatron import chunk
+    from routereplay.patches.megatron import host
 
     packed = bench.random_routes(1)
     right = replay_fresh(packed)
-    original = chunk.router_rows
-    chunk.router_rows = lambda ids, **_: RouterRows(ids.reshape(-1), tuple(ids.t().shape))
+    original = host.router_rows
+    host.router_rows = lambda ids, **_: RouterRows(ids.reshape(-1), tuple(ids.t().shape))
     try:
         wrong = replay_fresh(packed)
     finally:
-        chunk.router_rows = original
+        host.router_rows = original
     return {
         "losses_differ": wrong[0] != right[0],
         "gradient_difference": bench.relative_difference(wrong[1], right[1]),

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("megatron.core")
 
+from routereplay.patches.megatron.agreement import hybrid_layer_map, model_reasons
 from routereplay.patches.megatron.discovery import Discovery, FoundChunk, FoundRouter
-from routereplay.patches.megatron.models import RoutedModel, hybrid_layer_map, model_reasons
+from routereplay.patches.models import RoutedModel
 
 pytestmark = pytest.mark.megatron
 

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("megatron.core")
 
-from routereplay.patches.megatron.rows import audit
+from routereplay.patches.replay.rows import audit
 
 pytestmark = pytest.mark.megatron
 

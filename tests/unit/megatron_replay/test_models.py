@@ -16,7 +16,7 @@ from routereplay.patches.megatron import (
     register_model,
     routed_model,
 )
-from routereplay.patches.megatron.models import every_layer, families, registered_models
+from routereplay.patches.models import every_layer, families, registered_models
 
 pytestmark = pytest.mark.megatron
 

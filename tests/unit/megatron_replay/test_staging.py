@@ -8,9 +8,9 @@ pytest.importorskip("megatron.core")
 
 from routereplay.client.packed import PackedRoutes
 from routereplay.patches.megatron import ReplayMismatch
-from routereplay.patches.megatron import staging as staging_module
 from routereplay.patches.megatron.placement import RouterRows
-from routereplay.patches.megatron.staging import ModelRouting, Stager
+from routereplay.patches.replay import staging as staging_module
+from routereplay.patches.replay.staging import ModelRouting, Stager
 
 pytestmark = pytest.mark.megatron
 

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 
 from routereplay.client.packed import PackedRoutes
-from routereplay.patches.megatron.buffers import BufferRing, Fence, Slot
-from routereplay.patches.megatron.errors import ReplayMismatch
-from routereplay.patches.megatron.fit import check_fits
-from routereplay.patches.megatron.placement import RouterRows
-from routereplay.patches.megatron.rows import audit, copy_rows
+from routereplay.patches.replay.buffers import BufferRing, Fence, Slot
+from routereplay.patches.replay.errors import ReplayMismatch
+from routereplay.patches.replay.fit import check_fits
+from routereplay.patches.replay.rows import RouterRows, audit, copy_rows
 
 
 class ModelRouting(NamedTuple):

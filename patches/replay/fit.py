@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from routereplay.client.packed import PackedRoutes
-from routereplay.patches.megatron.errors import ReplayMismatch
+from routereplay.patches.replay.errors import ReplayMismatch
 
 
 def check_fits(

@@ -8,7 +8,7 @@ ModelError              model: what a config says about routing cannot be used
 
 from __future__ import annotations
 
-from routereplay.patches.megatron.errors import ReplayError
+from routereplay.patches.replay.errors import ReplayError
 
 
 class ModelError(ReplayError):

@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from routereplay.client.packed import PackedRoutes
-from routereplay.patches.megatron.accounting import finish, incomplete
-from routereplay.patches.megatron.binding import Binding
-from routereplay.patches.megatron.chunk import ChunkReplay
-from routereplay.patches.megatron.errors import (
+from routereplay.patches.replay.accounting import finish, incomplete
+from routereplay.patches.replay.chunk import ChunkReplay
+from routereplay.patches.replay.errors import (
     ReplayError,
     ReplayStateError,
 )
-from routereplay.patches.megatron.prefetch import Staging
-from routereplay.patches.megatron.report import StepReport
+from routereplay.patches.replay.prefetch import Staging
+from routereplay.patches.replay.report import StepReport
 
 logger = logging.getLogger(__name__)
 
 
 class RouterReplay:
-    """Replay on the routers of one model. Made by `enable_router_replay`."""
+    """Replay on the routers of one model. Made by `enable_router_replay`.
 
-    def __init__(self, chunks: Sequence[ChunkReplay], staging: Staging) -> None:
+    Args:
+        chunks: the model's, bound to its routers.
+        staging: of these chunks.
+        unbind: each puts back on the model what was there.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[ChunkReplay[Any]],
+        staging: Staging,
+        unbind: Sequence[Callable[[], None]],
+    ) -> None:
         self._chunks = tuple(chunks)
         self._staging = staging
-        self._bindings = [
-            Binding(found, layer)
-            for chunk in self._chunks
-            for found, layer in zip(chunk.found.routers, chunk.layers, strict=True)
-        ]
-        self._hooks = [
-            chunk.found.decoder.register_forward_pre_hook(chunk.enter_decoder)
-            for chunk in self._chunks
-        ]
+        self._unbind = tuple(unbind)
         self._in_step = False
         self._enabled = True
         self.last_step: StepReport | None = None
         """The last step that ended whole."""
         logger.info(
             "router replay enabled on %d routers, layers %s (1-based)",
-            len(self._bindings),
+            len(self.layer_numbers),
             self.layer_numbers,
         )
 
@@ -161,14 +164,12 @@ class RouterReplay:
             msg = "disable() inside step(); end the step first"
             raise ReplayStateError(msg)
         if self._enabled:
-            for hook in self._hooks:
-                hook.remove()
-            for binding in self._bindings:
-                binding.undo()
+            for undo in self._unbind:
+                undo()
             self._staging.close()
             self._enabled = False
 
-    def _chunk(self, vp_stage: int | None) -> ChunkReplay:
+    def _chunk(self, vp_stage: int | None) -> ChunkReplay[Any]:
         if vp_stage is None and len(self._chunks) == 1:
             return self._chunks[0]
         if vp_stage is None or not 0 <= vp_stage < len(self._chunks):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from routereplay.patches.megatron.staging import Microbatch
+from routereplay.patches.replay.staging import Microbatch
 
 ALIGNED, UNRELATED = "as recorded", "unrelated rows"
 

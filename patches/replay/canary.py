@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import torch
 
-from routereplay.patches.megatron.arrangements import arrangements
-from routereplay.patches.megatron.buffers import Fence
-from routereplay.patches.megatron.report import CanaryReading
-from routereplay.patches.megatron.staging import Microbatch
-from routereplay.patches.megatron.verdict import MIN_CHOICES, Comparison, judged
+from routereplay.patches.replay.arrangements import arrangements
+from routereplay.patches.replay.buffers import Fence
+from routereplay.patches.replay.report import CanaryReading
+from routereplay.patches.replay.staging import Microbatch
+from routereplay.patches.replay.verdict import MIN_CHOICES, Comparison, judged
 
 _MAX_STRETCHES = 16
 

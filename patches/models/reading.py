@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from routereplay.patches.megatron.models.errors import (
+from routereplay.patches.models.errors import (
     DenseModel,
     InvalidModelConfig,
     UnknownModel,
 )
-from routereplay.patches.megatron.models.families import Family, family_of, registered_models
-from routereplay.patches.megatron.models.layer_rules import Config, integer, name_of
-from routereplay.patches.megatron.models.routed_model import RoutedModel
+from routereplay.patches.models.families import Family, family_of, registered_models
+from routereplay.patches.models.layer_rules import Config, integer, name_of
+from routereplay.patches.models.routed_model import RoutedModel
 
 _TEXT_CONFIGS = ("text_config", "thinker_config", "llm_config")
 """Where multimodal configs keep the config of the language model."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from routereplay.patches.megatron.chunk import ChunkReplay
-from routereplay.patches.megatron.errors import ReplayIncomplete
-from routereplay.patches.megatron.report import RowCounts, StepReport
+from routereplay.patches.replay.chunk import ChunkReplay
+from routereplay.patches.replay.errors import ReplayIncomplete
+from routereplay.patches.replay.report import RowCounts, StepReport
 
 
-def finish(chunks: Sequence[ChunkReplay]) -> StepReport:
+def finish(chunks: Sequence[ChunkReplay[Any]]) -> StepReport:
     """Return what a step executed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The two loops over rows: copying them on the host, and proving them sound on the device.
+"""Rows of a batch: which a router sees, copying them on the host, proving them sound.
 
 Shape legend: N rows of the packed batch, T of this rank, L layers, K topk.
 """
@@ -6,12 +6,35 @@ Shape legend: N rows of the packed batch, T of this rank, L layers, K topk.
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from routereplay.patches.replay.errors import ReplayMismatch
+
 _MIN_RUN = 8
 """Rows in a mean run from which on a copy for each run beats one gather of all rows."""
+
+
+class RouterRows(NamedTuple):
+    """The rows of one microbatch in the order in which a router flattens its input."""
+
+    rows: torch.Tensor
+    """`[T]` int64: flat row of the packed batch for each row of the router."""
+
+    input_shape: tuple[int, int]
+    """The leading sizes of the hidden states that reach the router; their product is T."""
+
+
+def check_row_ids(row_ids_BS: torch.Tensor) -> None:
+    """Raise `ReplayMismatch` unless these are integers of two dimensions, like input_ids."""
+    if row_ids_BS.dim() != 2 or row_ids_BS.is_floating_point() or row_ids_BS.dtype == torch.bool:
+        msg = (
+            f"row_ids have shape {tuple(row_ids_BS.shape)} and dtype {row_ids_BS.dtype}; expected "
+            "integers [b, s_local], shaped like input_ids on this rank (b = 1 for packed rows)"
+        )
+        raise ReplayMismatch(msg)
 
 
 def copy_rows(source: np.ndarray, rows_T: np.ndarray | None, out: np.ndarray) -> None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 
 from routereplay.client.packed import PackedRoutes
-from routereplay.patches.megatron.errors import ReplayStateError
-from routereplay.patches.megatron.placement import RouterRows
-from routereplay.patches.megatron.staging import Microbatch, ModelRouting, Stager
+from routereplay.patches.replay.errors import ReplayStateError
+from routereplay.patches.replay.rows import RouterRows
+from routereplay.patches.replay.staging import Microbatch, ModelRouting, Stager
 
 MAX_AHEAD = 16
 """Microbatches staged ahead and not begun; more means that their batches never come."""

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from routereplay.patches.megatron.arrangements import ALIGNED, UNRELATED
-from routereplay.patches.megatron.errors import ReplayMisrouted
-from routereplay.patches.megatron.report import CanaryReading
+from routereplay.patches.replay.arrangements import ALIGNED, UNRELATED
+from routereplay.patches.replay.errors import ReplayMisrouted
+from routereplay.patches.replay.report import CanaryReading
 
 MIN_CHOICES = 1600
 """Choices (rows times topk) below which nothing is judged: the standard error of a mean

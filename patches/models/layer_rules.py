@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from routereplay.patches.megatron.models.errors import InvalidModelConfig
+from routereplay.patches.models.errors import InvalidModelConfig
 
 Config: TypeAlias = Mapping[str, Any]
 LayerRule: TypeAlias = Callable[[Config], list[bool]]

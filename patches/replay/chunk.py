@@ -5,31 +5,67 @@ Each virtual pipeline stage has its own: the schedule interleaves their microbat
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from routereplay.client.packed import PackedRoutes
-from routereplay.patches.megatron.canary import Canary
-from routereplay.patches.megatron.discovery import FoundChunk
-from routereplay.patches.megatron.errors import ReplayMismatch, ReplayStateError
-from routereplay.patches.megatron.layer import LayerReplay
-from routereplay.patches.megatron.placement import RouterRows, router_rows
-from routereplay.patches.megatron.prefetch import Staging
-from routereplay.patches.megatron.report import RowCounts
-from routereplay.patches.megatron.staging import Microbatch, ModelRouting
+from routereplay.patches.replay.canary import Canary
+from routereplay.patches.replay.errors import ReplayMismatch, ReplayStateError
+from routereplay.patches.replay.layer import LayerReplay
+from routereplay.patches.replay.prefetch import Staging
+from routereplay.patches.replay.report import RowCounts
+from routereplay.patches.replay.rows import RouterRows
+from routereplay.patches.replay.staging import Microbatch, ModelRouting
+
+LayerT = TypeVar("LayerT", bound=LayerReplay)
 
 
-class ChunkReplay:
-    """State of replay on one model chunk."""
+class HostChunk(Protocol):
+    """What a host says of the routers of one of its model chunks."""
 
-    def __init__(self, found: FoundChunk, staging: Staging, canary: Canary) -> None:
-        self.vp_stage = found.vp_stage
-        self.found = found
-        self.layers = tuple(
-            LayerReplay(self, slot, router.layer_number)
-            for slot, router in enumerate(found.routers)
+    @property
+    def vp_stage(self) -> int:
+        """Index of the chunk among those of this rank."""
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """1-based number of each router's layer, in the order of `routing.layer_idxs`."""
+
+    @property
+    def routing(self) -> ModelRouting:
+        """What the routers need of the routes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the routers are now."""
+
+    def place(self, row_ids: torch.Tensor) -> RouterRows:
+        """Return the rows in the order of the routers, or raise `ReplayMismatch`."""
+
+
+class ChunkReplay(Generic[LayerT]):
+    """State of replay on one model chunk.
+
+    Args:
+        host: the chunk.
+        staging: shared by the chunks of a model.
+        canary: of this chunk.
+        layer_class: makes the part of each router.
+    """
+
+    def __init__(
+        self,
+        host: HostChunk,
+        staging: Staging,
+        canary: Canary,
+        layer_class: type[LayerT],
+    ) -> None:
+        self.vp_stage = host.vp_stage
+        self.layers: tuple[LayerT, ...] = tuple(
+            layer_class(self, slot, number) for slot, number in enumerate(host.layer_numbers)
         )
+        self._host = host
         self.canary = canary
         self.current: Microbatch | None = None
         self.opened = 0
@@ -80,7 +116,7 @@ class ChunkReplay:
     def enter_decoder(self, _decoder: Any, _inputs: Any) -> None:
         """Note whether gradients are on, outside of every checkpoint of the decoder.
 
-        A forward pre-hook. Inside of a checkpoint gradients are off, as they are in a
+        A forward pre-hook of it. Inside of a checkpoint gradients are off, as they are in a
         pass for log-probs that a trainer runs under `torch.no_grad()`.
         """
         if not self.bypasses:
@@ -144,23 +180,10 @@ class ChunkReplay:
             return self._counts.tolist()
 
     def _placed(self, row_ids: torch.Tensor) -> tuple[RouterRows, ModelRouting, torch.device]:
-        router = self.found.routers[0].router
-        routing = ModelRouting(
-            layer_idxs=tuple(found.layer_idx for found in self.found.routers),
-            topk=router.config.moe_router_topk,
-            num_experts=router.config.num_moe_experts,
-        )
-        return _place(row_ids, router), routing, router.weight.device
+        return self._host.place(row_ids), self._host.routing, self._host.device
 
 
 _FAULT = (
     "of the routes (counted for each layer) name an expert twice, or one out of range, or are "
     "no rows of the batch; such a token would lose experts in silence"
 )
-
-
-def _place(row_ids: torch.Tensor, router: Any) -> RouterRows:
-    group = router.tp_group if router.config.sequence_parallel else None
-    if group is None:
-        return router_rows(row_ids)
-    return router_rows(row_ids, sp_size=group.size(), sp_rank=group.rank())

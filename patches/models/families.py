@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from routereplay.patches.megatron.models.errors import UnknownModel
-from routereplay.patches.megatron.models.layer_rules import (
+from routereplay.patches.models.errors import UnknownModel
+from routereplay.patches.models.layer_rules import (
     LayerRule,
     dense_first,
     every_layer,

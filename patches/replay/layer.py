@@ -1,0 +1,180 @@
+"""`LayerReplay`: which experts one router executes, and proof that it asked.
+
+Forward and recompute are told apart exactly: activation recompute runs inside an
+autograd backward and nothing else of a router does. A FIFO for each router then gives
+the microbatch, because a model chunk runs its backwards in the order of its forwards,
+in every schedule of Megatron-Core. Shared between chunks it would not be right. Hosts
+with another order say so in a subclass.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import torch
+
+from routereplay.patches.replay.errors import ReplayMismatch, ReplayStateError
+
+if TYPE_CHECKING:
+    from routereplay.patches.replay.chunk import ChunkReplay
+    from routereplay.patches.replay.staging import Microbatch
+
+
+class _Pending(NamedTuple):
+    """A checkpointed call that backward will repeat, and the ids that it executed."""
+
+    ids_TK: torch.Tensor
+    input_shape: tuple[int, int]
+    buffers: Microbatch | None
+    """Whose buffers `ids_TK` lies in; None if it is a tensor of its own."""
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward on this thread: the router is recomputed.
+
+    `torch.utils.checkpoint` tells its own recompute by the same id.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+class LayerReplay:
+    """Replays one decoder layer's recorded experts in forward and in recompute."""
+
+    def __init__(self, chunk: ChunkReplay[Any], slot: int, layer_number: int) -> None:
+        self.layer_number = layer_number
+        self.calls = 0
+        self.recomputes = 0
+        self._chunk = chunk
+        self._slot = slot
+        self._pending: deque[_Pending] = deque()
+
+    @property
+    def pending(self) -> int:
+        """Checkpointed calls whose recompute has not come."""
+        return len(self._pending)
+
+    @property
+    def is_bypassed(self) -> bool:
+        """Whether the router decides by itself now."""
+        return self._chunk.bypasses > 0
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self.calls = 0
+        self.recomputes = 0
+        self._pending.clear()
+
+    def execute(
+        self, rows: int, topk: int, num_experts: int, live_ids: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Return the experts of one router call, `[rows, topk]` int64; None in `bypass()`.
+
+        Args:
+            rows, topk, num_experts: of the router that calls.
+            live_ids: the router's own choice `[rows, topk]`; called where it is needed.
+
+        Raises:
+            ReplayStateError: no microbatch is open, or it was executed already.
+            ReplayMismatch: the rows are not the microbatch's.
+        """
+        recompute = in_backward()
+        if self.is_bypassed:
+            self._check_bypass(recompute)
+            return None
+        expected = (rows, topk)
+        ids = self._recompute() if recompute else self._forward(live_ids, expected, num_experts)
+        if ids.shape != expected:
+            self._raise_rows(tuple(ids.shape), expected)
+        return ids.long()
+
+    def expected_input(self) -> tuple[int, int] | None:
+        """Return the leading sizes that the hidden states of the next call have, if any is due."""
+        if in_backward():
+            return self._pending[0].input_shape if self._pending else None
+        return self._chunk.current.input_shape if self._chunk.current else None
+
+    def _forward(
+        self, live_ids: Callable[[], torch.Tensor], expected: tuple[int, int], num_experts: int
+    ) -> torch.Tensor:
+        microbatch = self._chunk.current
+        if microbatch is None:
+            msg = (
+                f"{self.where()}: the router was called with no open microbatch; call "
+                "begin_microbatch() in forward_step, inside step(), or run passes that must "
+                "not replay inside bypass()"
+            )
+            raise ReplayStateError(msg)
+        self.calls += 1
+        if self.calls != self._chunk.opened:
+            msg = (
+                f"{self.where()}: router call {self.calls} of this step with "
+                f"{self._chunk.opened} microbatches begun; each microbatch calls each router "
+                "once, and begin_microbatch() comes before each forward"
+            )
+            raise ReplayStateError(msg, calls=self.calls, microbatches=self._chunk.opened)
+        microbatch.wait()
+        ids = microbatch.ids_LTK[self._slot]
+        if ids.shape != expected:
+            self._raise_rows(tuple(ids.shape), expected)
+        compared = self._chunk.canary.wants(self.layer_number)
+        chosen = live_ids() if microbatch.has_live or compared else None
+        if chosen is not None and compared:
+            self._chunk.canary.compare(
+                self.layer_number, self._slot, chosen, microbatch, num_experts
+            )
+        buffers: Microbatch | None = microbatch
+        if chosen is not None and microbatch.has_live:
+            # The router's own choice is kept for recompute: on a near-tie a second
+            # forward may choose otherwise.
+            ids = torch.where(microbatch.live_T.unsqueeze(1), chosen.to(ids.dtype), ids)
+            buffers = None
+        self._remember(ids, microbatch.input_shape, buffers)
+        wide = ids.long()
+        microbatch.read()
+        return wide
+
+    def _remember(
+        self, ids_TK: torch.Tensor, input_shape: tuple[int, int], buffers: Microbatch | None
+    ) -> None:
+        """Keep what a recompute must execute again, if this call will have one."""
+        if self._chunk.trains and not torch.is_grad_enabled():
+            self._pending.append(_Pending(ids_TK, input_shape, buffers))
+            if buffers is not None:
+                buffers.keep()
+
+    def _recompute(self) -> torch.Tensor:
+        if not self._pending:
+            msg = (
+                f"{self.where()}: recomputed in backward without a forward that awaits it; "
+                "a forward that ran in bypass() must end its backward there, and "
+                "checkpoints must be reentrant, as Megatron-Core's are"
+            )
+            raise ReplayStateError(msg)
+        self.recomputes += 1
+        pending = self._pending.popleft()
+        wide = pending.ids_TK.long()
+        # Only after the read was given to the stream: the last one frees the buffers.
+        if pending.buffers is not None:
+            pending.buffers.read()
+        return wide
+
+    def _check_bypass(self, recompute: bool) -> None:
+        if recompute and self._pending:
+            msg = (
+                f"{self.where()}: a backward ran inside bypass() while replayed microbatches "
+                "await their recompute; run the step's backward outside of bypass()"
+            )
+            raise ReplayStateError(msg)
+
+    def _raise_rows(self, found: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
+        msg = (
+            f"{self.where()}: the open microbatch has routes [rows, topk] = {list(found)} and "
+            f"the router has {list(expected)}; row_ids must name every row of this rank once"
+        )
+        raise ReplayMismatch(msg, found=list(found), expected=list(expected))
+
+    def where(self) -> str:
+        """Return the layer and chunk, for an error."""
+        return f"layer {self.layer_number} (1-based), chunk {self._chunk.vp_stage}"

@@ -7,8 +7,18 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from routereplay.sidecar.api import fetch, health, ingest, overview, pages, requests, trajectories
+from routereplay.sidecar.api import (
+    docs,
+    fetch,
+    health,
+    ingest,
+    overview,
+    pages,
+    requests,
+    trajectories,
+)
 from routereplay.sidecar.api.observe import Observe
+from routereplay.sidecar.api.openapi import install_openapi
 from routereplay.sidecar.api.problems import install_handlers
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.settings import Settings
@@ -41,7 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.runtime = runtime
     install_handlers(app)
-    for module in (ingest, overview, requests, trajectories, fetch, health, pages):
+    install_openapi(app)
+    for module in (ingest, overview, requests, trajectories, fetch, health, pages, docs):
         app.include_router(module.router)
     app.add_middleware(Observe, metrics=runtime.metrics)
     return app

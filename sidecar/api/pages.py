@@ -1,73 +1,65 @@
-"""The page at / and the page at /docs; both work without a network."""
+"""The page at /: assembled once from `sidecar/page`, whole in one answer, without a network."""
 
 from __future__ import annotations
 
-from html import escape
-from typing import Any
+import base64
+import hashlib
+from functools import cache
+from importlib import resources
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import HTMLResponse
-
-from routereplay.sidecar.api.params import runtime_of
-from routereplay.sidecar.version import package_version
-from routereplay.wire.errors import RouteReplayError
 
 router = APIRouter(include_in_schema=False)
 
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:3rem auto;padding:0 1rem;"
-    "color-scheme:light dark}table{border-collapse:collapse}td,th{text-align:left;"
-    "padding:.2rem 1.2rem .2rem 0;vertical-align:top}code{font-family:ui-monospace,monospace}"
-)
-_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+_SCRIPTS = ("dom", "format", "api", "charts", "overview", "record", "compare", "main")
 
 
 @router.get("/")
-async def index(request: Request) -> HTMLResponse:
-    """Show whether the store is ready, what its engine holds, and where to go."""
-    runtime = runtime_of(request)
-    facts: dict[str, object] = {"version": package_version()}
-    try:
-        await runtime.check()
-        facts |= {"state": "ready", "engine": runtime.engine_kind}
-        facts |= await runtime.engine_info()
-    except RouteReplayError as error:
-        facts["state"] = f"not ready: {error.message}"
-    rows = [(escape(str(name)), escape(str(value))) for name, value in facts.items()]
-    links = " · ".join(
-        f'<a href="{path}">{path}</a>' for path in ("/docs", "/v1/info", "/metrics", "/readyz")
-    )
-    return _page("routereplay route store", _table(rows) + f"<p>{links}</p>")
+async def page() -> HTMLResponse:
+    """Return the page; what it shows it reads from /v1, with the key that its user types in."""
+    html, headers = assembled()
+    return HTMLResponse(html, headers=headers)
 
 
-@router.get("/docs")
-async def docs(request: Request) -> HTMLResponse:
-    """List the endpoints of the OpenAPI description."""
-    rows = [
-        (
-            f"<code>{method.upper()} {escape(path)}</code>",
-            f"{escape(operation.get('summary', ''))}<br><small>{_parameters(operation)}</small>",
-        )
-        for path, operations in request.app.openapi()["paths"].items()
-        for method, operation in operations.items()
-    ]
-    link = '<p>Machine-readable: <a href="/openapi.json">/openapi.json</a></p>'
-    return _page("routereplay HTTP API", _table(rows) + link)
+@cache
+def assembled() -> tuple[str, dict[str, str]]:
+    """Return the page with its style and scripts in it, and headers that allow nothing else."""
+    folder = resources.files("routereplay.sidecar") / "page"
+    style = (folder / "style.css").read_text("utf-8")
+    parts = [(folder / f"{name}.js").read_text("utf-8") for name in _SCRIPTS]
+    script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
+    html = (folder / "page.html").read_text("utf-8")
+    html = html.replace("<style></style>", f"<style>{style}</style>")
+    html = html.replace("<script></script>", f"<script>{script}</script>")
+    return html, page_headers(style=source_of(style), script=source_of(script))
 
 
-def _parameters(operation: dict[str, Any]) -> str:
-    names = [p["name"] for p in operation.get("parameters", []) if p["in"] == "query"]
-    return escape("?" + "&".join(names)) if names else ""
+def page_headers(*, style: str, script: str) -> dict[str, str]:
+    """Return headers under which a page runs only its own style and script, and asks only us."""
+    policy = {
+        "default-src": "'none'",
+        "script-src": script,
+        "style-src": style,
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        # No text ever becomes markup: the browser refuses innerHTML and its like.
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return {
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cache-Control": "no-cache",
+    }
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows)
-    return f"<table>{cells}</table>"
-
-
-def _page(title: str, body: str) -> HTMLResponse:
-    html = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style><h1>{title}</h1>{body}</html>"
-    )
-    return HTMLResponse(html, headers=_HEADERS)
+def source_of(text: str) -> str:
+    """Return the hash of an inline style or script, as a Content-Security-Policy names it."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"

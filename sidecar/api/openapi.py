@@ -1,0 +1,104 @@
+"""The OpenAPI description: what FastAPI derives, and what it cannot know of our answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from routereplay.wire.errors import HTTP_STATUS
+from routereplay.wire.version import MEDIA_TYPE
+
+_DESCRIPTION = (
+    "Routes of mixture-of-experts models: recorded by vLLM, sealed here, replayed in training. "
+    "Everything below /v1 keeps its meaning while the path does. Answers of 400 and above are "
+    "problem documents (RFC 9457) with a stable `code`."
+)
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ROUTES = {MEDIA_TYPE: _BINARY, "application/zip": _BINARY, "application/json": {"schema": {}}}
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "message", "details"],
+    "properties": {
+        "type": {"type": "string", "description": "`urn:routereplay:error:CODE`"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {
+            "type": "string",
+            "enum": sorted(
+                {error.code for error in HTTP_STATUS} | {"no_such_endpoint", "http", "internal"}
+            ),
+        },
+        "message": {"type": "string", "description": "what was found, expected, and to be done"},
+        "details": {"type": "object"},
+    },
+}
+_CONTENT: dict[str, dict[str, Any]] = {
+    "/metrics": {"text/plain": {"schema": {"type": "string"}}},
+    "/v1/fetch": {MEDIA_TYPE: _BINARY},
+    "/v1/requests/{request_id}/routes": _ROUTES,
+    "/v1/trajectories/{trajectory_id}/routes": _ROUTES,
+}
+_FETCH_BODY = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "requests": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["id"],
+                "properties": {"id": {"type": "string"}, "choice": {"type": "integer"}},
+            },
+        },
+        "trajectories": {"type": "array", "items": {"type": "string"}},
+        "layers": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "tokens": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "wait": {"type": "number", "description": "seconds to wait for what is pending"},
+    },
+}
+_BODIES: dict[str, dict[str, Any]] = {
+    "/v1/ingest": {MEDIA_TYPE: _BINARY},
+    "/v1/fetch": {"application/json": {"schema": _FETCH_BODY}},
+}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Let `app` describe itself with its real bodies, media types and errors."""
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _described(app)
+        return app.openapi_schema
+
+    # FastAPI's documented way to extend its description.
+    app.openapi = describe  # type: ignore[method-assign]
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    schema = get_openapi(
+        title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes
+    )
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    # FastAPI's own errors never leave: what it would refuse with 422 is our `bad_request`.
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    components["Problem"] = _PROBLEM
+    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    problem = {
+        "description": "A problem; `code` says which.",
+        "content": {"application/problem+json": reference},
+    }
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            responses["200"] = {
+                "description": "As asked.",
+                "content": _CONTENT.get(path, {"application/json": {"schema": {}}}),
+            }
+            responses["default"] = problem
+            if path in _BODIES:
+                operation["requestBody"] = {"required": True, "content": _BODIES[path]}
+    return schema

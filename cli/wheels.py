@@ -57,7 +57,7 @@ class RemoteWheel:
 
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
         self._client = httpx.Client(transport=transport, follow_redirects=True, timeout=60.0)
-        ranged = _Ranged(self._client, url)
+        ranged: io.RawIOBase = _Ranged(self._client, url)
         self._archive = zipfile.ZipFile(io.BufferedReader(ranged, _READ_AHEAD))
         self._names = frozenset(self._archive.namelist())
 

@@ -33,6 +33,17 @@ async def read_statuses(
     Raises:
         CorruptRecord: a state or a manifest is not what was written.
     """
+    found = await _read_once(client, tag, request_ids)
+    # Between the two round trips a pending record may be sealed, and its upload with it:
+    # one that looks abandoned is looked at again before it is called lost.
+    if any(_looks_lost(status) for status in found):
+        found = await _read_once(client, tag, request_ids)
+    return found
+
+
+async def _read_once(
+    client: redis.asyncio.Redis, tag: str, request_ids: Sequence[str]
+) -> list[RecordStatus]:
     async with client.pipeline(transaction=False) as pipe:
         for request_id in request_ids:
             pipe.hgetall(keys.status(tag, request_id))
@@ -52,6 +63,10 @@ async def read_statuses(
         _status(key, state, upload_id, entry, answers[2 * i], bool(answers[2 * i + 1]))
         for i, (key, state, upload_id, entry) in enumerate(parsed)
     ]
+
+
+def _looks_lost(status: RecordStatus) -> bool:
+    return status.state == "dropped" and status.entry.reason == NEVER_SEALED
 
 
 def decode_staged(fields: dict[bytes, bytes]) -> dict[int, StagedChunk]:

@@ -73,7 +73,8 @@ def load_qwen3_moe(
         parallel_output=False,
     )
     _copy_weights(model, dict(_sources(shape)), path)
-    return model.eval()
+    # As Float16Module does: the local norms are made in float32 whatever params_dtype says.
+    return model.to(dtype).eval()
 
 
 def _copy_weights(model: Any, sources: Mapping[str, _Source], path: Path) -> None:

@@ -41,6 +41,9 @@ _CPU_ARGUMENTS = (
 # The sampled token and the 20 likeliest.
 _ARGUMENTS = ("--max-logprobs", "21")
 
+SERVE = ("vllm.entrypoints.cli.main", "serve")
+API_SERVER = ("vllm.entrypoints.openai.api_server", "--model")
+
 
 class VllmServer(ChildServer):
     """A vLLM server on 127.0.0.1; `with VllmServer(model) as server: server.base_url`.
@@ -52,6 +55,7 @@ class VllmServer(ChildServer):
         served_name: the model's name for clients.
         environment: added to this process's environment (`ROUTEREPLAY_STORE_URL=...`).
         arguments: added to the command line.
+        command: of vLLM, up to the model; a release pruned of its tools has no `vllm serve`.
         log_path: where the server's output goes.
         ready_timeout_s: how long start-up may take.
     """
@@ -66,6 +70,7 @@ class VllmServer(ChildServer):
         served_name: str = "tiny",
         environment: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        command: Sequence[str] = SERVE,
         ready_timeout_s: float = 240.0,
     ) -> None:
         self.served_name = served_name
@@ -75,8 +80,8 @@ class VllmServer(ChildServer):
         variables = {**os.environ, **of_device, **(environment or {})}
         # The second start reads what the first one compiled.
         variables.pop("PYTHONDONTWRITEBYTECODE", None)
-        command = [
-            *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
+        whole_command = [
+            *(sys.executable, "-m", *command, str(model)),
             *("--host", "127.0.0.1", "--port", str(port)),
             *("--served-model-name", served_name, "--dtype", dtype),
             *(_CPU_ARGUMENTS if on_cpu else ()),
@@ -84,7 +89,7 @@ class VllmServer(ChildServer):
             *arguments,
         ]
         super().__init__(
-            command,
+            whole_command,
             port=port,
             log_path=Path(log_path),
             environment=variables,

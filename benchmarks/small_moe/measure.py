@@ -29,7 +29,7 @@ from routereplay.parity.report import facts_of
 from routereplay.parity.rollout import Engine
 from routereplay.parity.store_server import RouteStore
 from routereplay.parity.topology import Topology
-from routereplay.parity.vllm_server import VllmServer
+from routereplay.parity.vllm_server import API_SERVER, SERVE, VllmServer
 from routereplay.wire.errors import RouteReplayError
 
 
@@ -54,6 +54,7 @@ def run(name: str, checkpoint: Path, args: Any) -> Measured:
             log_path=folder / "vllm.log",
             environment={"ROUTEREPLAY_STORE_URL": store.base_url},
             arguments=args.vllm.split(),
+            command=API_SERVER if args.api_server else SERVE,
             ready_timeout_s=300.0,
         )
         stack.enter_context(server)
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--row-tokens", type=int, default=2048)
     parser.add_argument("--vllm", default="", help="arguments for vLLM's server")
+    parser.add_argument("--api-server", action="store_true", help="in the place of vllm serve")
     parser.add_argument("--timeout", type=float, default=300.0, help="of each topology")
     parser.add_argument("--work", type=Path, default=Path("small-moe"))
     parser.add_argument("--out", type=Path)

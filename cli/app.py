@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from routereplay.cli.commands import doctor, get, parity, serve
+from routereplay.cli.commands import doctor, get, parity, serve, spool
 
 app = typer.Typer(
     help="Rollout routing replay: the route store, and tools around it.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 # In the order of a first day. A module here is a subcommand of its name.
 for module in (serve, doctor, get, parity):
     app.command(module.__name__.rpartition(".")[2])(module.command)
+app.add_typer(spool.app, name="spool")
 
 
 def _version(asked: bool) -> None:

@@ -1,8 +1,9 @@
 """The way out of the process: one thread between the event loop and the store.
 
 vLLM's event loop appends references to a record's own deque and never waits; to join,
-hash, frame and send them is the thread's work. It starts with the first request, so a
-process that is forked before holds none, and one that is forked after starts afresh.
+hash, frame, spool and count them is the thread's work, and a second one waits for the
+network. They start with the first request, or at once if there is a spool to look
+through. A forked child has neither them nor what they hold, and starts afresh.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from routereplay.patches.vllm.backlog import Backlog
+from routereplay.patches.vllm.courier import Courier
+from routereplay.patches.vllm.delivery import Delivery
 from routereplay.patches.vllm.guard import Guard
 from routereplay.patches.vllm.ledger import Ledger, Stats
 from routereplay.patches.vllm.outbox import Outbox
@@ -25,6 +29,8 @@ from routereplay.patches.vllm.prefix import KnownPrefixes
 from routereplay.patches.vllm.record import Ending, RecordInfo
 from routereplay.patches.vllm.sender import Sender
 from routereplay.patches.vllm.settings import Settings
+from routereplay.patches.vllm.spool import Spool
+from routereplay.patches.vllm.spool_folder import prepare_root
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +38,14 @@ _TICK_S = 0.02
 """How often the thread looks while there is work: steps of the engine are gathered."""
 _IDLE_S = 5.0
 """How often it looks when there is none, to publish its figures."""
+_PUBLISH_S = 0.1
+"""How often figures are published at most."""
+_ADOPT_S = 30.0
+"""How often the folders of dead processes are looked for."""
+_RESTART_S = 0.2
+"""Pause before the thread goes on after an error that nothing else caught."""
+_GRACE_S = 0.5
+"""What the end of the process may take on top, if a disk hangs."""
 _BREATH_S = 0.0002
 """A pause after each framed record, or the event loop would wait for the interpreter's
 switch interval (5 ms) whenever many records are due at once."""
@@ -66,6 +80,9 @@ class Exporter:
     Args:
         settings: where to, and how much may wait.
         publish: called by the thread, now and then, with the latest figures.
+
+    Raises:
+        ValueError: `settings.spool_dir` is no place for a spool.
     """
 
     def __init__(
@@ -73,7 +90,12 @@ class Exporter:
     ) -> None:
         self._settings = settings
         self._publish = publish
+        if settings.spool_dir is not None:
+            prepare_root(settings.spool_dir)
+        self._spool: Spool | None = None
         self._reset()
+        if self._spool is not None:
+            self._start()
         this = weakref.ref(self)
 
         def after_fork() -> None:
@@ -84,8 +106,13 @@ class Exporter:
         os.register_at_fork(after_in_child=after_fork)
 
     def _reset(self) -> None:
+        if self._spool is not None:
+            self._spool.abandon()
         self.ledger = Ledger(self._settings)
         self.known = KnownPrefixes()
+        root = self._settings.spool_dir
+        self._spool = Spool(root, self._settings, self.ledger) if root is not None else None
+        self._backlog: Backlog | None = None
         self._inbox: deque[_Event] = deque()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -93,6 +120,7 @@ class Exporter:
         self._idle = False
         self._closing = False
         self._close_by = 0.0
+        self._published_at = self._adopted_at = -_ADOPT_S
 
     def open(self, info: RecordInfo, source: deque[np.ndarray]) -> None:
         """A record begins; admitted rows are appended to `source`, and taken from it here."""
@@ -105,7 +133,14 @@ class Exporter:
     @property
     def full_reason(self) -> str:
         """Why there is no room."""
-        return "shutdown" if self._closing else "queue_full"
+        if self._closing:
+            return "shutdown"
+        return "spool_full" if self._spool is not None and self._spool.full else "queue_full"
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing waits, in memory or on disk; dead processes' folders were looked for."""
+        return self._idle
 
     @property
     def only_new_rows(self) -> bool:
@@ -130,7 +165,7 @@ class Exporter:
         return self.ledger.stats()
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Send what is left, for a bounded time, and count the rest as dropped. Idempotent."""
+        """Send or spool what is left, for a bounded time, and drop the rest. Idempotent."""
         if self._closing:
             return
         timeout_s = self._settings.flush_timeout_s if timeout_s is None else timeout_s
@@ -138,12 +173,12 @@ class Exporter:
         self._closing = True
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(timeout_s)
+            self._thread.join(timeout_s + _GRACE_S)
         left = self.ledger.drop_everything("shutdown")
         stats = self.stats()
         logger.info(
-            "route recorder ends: %d rows captured, %d in the store, %d lost at the end",
-            *(stats.captured.rows, stats.acked.rows, left.rows),
+            "route recorder ends: %d rows captured, %d in the store, %d on disk, %d lost now",
+            *(stats.captured.rows, stats.acked.rows, stats.spooled.rows, left.rows),
         )
 
     def _post(self, event: _Event) -> None:
@@ -164,31 +199,53 @@ class Exporter:
                 self._thread.start()
 
     def _run(self) -> None:
-        ledger = self.ledger
-        sender = Sender(self._settings)
-        outbox = Outbox(self._settings, ledger, sender, breathe)
-        guard = Guard(logger, ledger.internal_error, self._give_up)
-        try:
-            while not (self._closing or guard.tripped):
-                progress = guard.run(self._turn, outbox)
-                if not progress:
-                    self._wait(outbox)
-            guard.run(self._finish, outbox)
-        finally:
-            sender.close()
+        work = self._work()
+        while True:
+            try:
+                self._work_on(*work)
+                return
+            except BaseException:
+                # A thread that ended would leave the recorder filling its queue for ever.
+                self.ledger.happened("restarted")
+                logger.exception("route recorder: its thread failed and goes on; vLLM serves")
+                if self._closing:
+                    return
+            time.sleep(_RESTART_S)
 
-    def _turn(self, outbox: Outbox) -> bool:
+    def _work(self) -> tuple[Outbox, Delivery, Guard]:
+        settings, ledger = self._settings, self.ledger
+        outbox = Outbox(settings, ledger, breathe, self.known.forget)
+        if self._spool is not None:
+            self._backlog = Backlog(self._spool, ledger, outbox, settings.post_bytes)
+        courier = Courier(Sender(settings), self._wake.set)
+        delivery = Delivery(settings, ledger, outbox, courier, self._backlog)
+        return outbox, delivery, Guard(logger, ledger.internal_error, self._give_up)
+
+    def _work_on(self, outbox: Outbox, delivery: Delivery, guard: Guard) -> None:
+        while not (self._closing or guard.tripped):
+            if not guard.run(self._turn, outbox, delivery):
+                self._wait(outbox, delivery)
+        guard.run(self._finish, outbox, delivery)
+        delivery.close()
+
+    def _turn(self, outbox: Outbox, delivery: Delivery) -> bool:
         now = time.monotonic()
         self._collect(outbox, now)
         outbox.flush(now)
-        progress = outbox.send(now)
-        self._publish(self.ledger.stats())
+        if self._backlog is not None and now - self._adopted_at >= _ADOPT_S:
+            self._adopted_at = now
+            self._backlog.adopt()
+        progress = delivery.step(now)
+        if now - self._published_at >= _PUBLISH_S:
+            self._published_at = now
+            self._publish(self.ledger.stats())
         return progress
 
-    def _wait(self, outbox: Outbox) -> None:
-        if self._inbox or outbox.active:
+    def _wait(self, outbox: Outbox, delivery: Delivery) -> None:
+        if self._inbox or outbox.active or delivery.busy:
             self._wake.wait(_TICK_S)
         else:
+            self._publish(self.ledger.stats())
             self._idle = True
             # Looked at again after the flag is up, so no event falls between the two.
             if not self._inbox:
@@ -207,14 +264,11 @@ class Exporter:
             else:
                 outbox.open(event.info, event.source)
 
-    def _finish(self, outbox: Outbox) -> None:
+    def _finish(self, outbox: Outbox, delivery: Delivery) -> None:
         now = time.monotonic()
         self._collect(outbox, now)
         outbox.lose_open("shutdown", now)
-        while outbox.busy and time.monotonic() < self._close_by:
-            if not outbox.send(time.monotonic()):
-                time.sleep(0.1)
-                outbox.hurry()
+        delivery.finish(self._close_by)
         self._publish(self.ledger.stats())
 
     def _give_up(self) -> None:

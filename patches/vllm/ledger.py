@@ -42,8 +42,23 @@ class Stats:
     """`sealed`, and `dropped:<reason>`: choices of requests by how they ended."""
     not_recorded: dict[str, int] = field(default_factory=dict)
     """Requests that cannot be recorded, by reason."""
-    store_errors: int = 0
-    internal_errors: int = 0
+    events: dict[str, int] = field(default_factory=dict)
+    """What happened on the way, by name: `store_error`, `internal_error`, `replayed`,
+    `restarted`, `spool_adopted`, `spool_quarantined`, `spool_error`."""
+    store_away: bool = False
+    """The last tries failed; the next one is a probe."""
+    oldest_unsent_s: float = 0.0
+    """Age of the oldest frame that waits in memory or on disk."""
+
+    @property
+    def store_errors(self) -> int:
+        """POSTs that failed and are tried again."""
+        return self.events.get("store_error", 0)
+
+    @property
+    def internal_errors(self) -> int:
+        """Times that the recorder itself failed."""
+        return self.events.get("internal_error", 0)
 
     @property
     def balance(self) -> Amount:
@@ -72,8 +87,9 @@ class Ledger:
         self._dropped: dict[str, Amount] = {}
         self._records: Counter[str] = Counter()
         self._not_recorded: Counter[str] = Counter()
-        self._store_errors = 0
-        self._internal_errors = 0
+        self._events: Counter[str] = Counter()
+        self._store_away = False
+        self._oldest_unsent_s = 0.0
         self._final = False
 
     def admit(self, items: int, rows: int, nbytes: int) -> bool:
@@ -99,48 +115,69 @@ class Ledger:
         with self._lock:
             self._waiting_items -= items
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of rows in memory."""
+        with self._lock:
+            return self._queued.nbytes + self._in_flight.nbytes
+
     def depart(self, rows: int, nbytes: int) -> None:
         """Queued rows go into a POST."""
-        with self._lock:
-            if self._final:
-                return
-            self._queued.add(-rows, -nbytes)
-            self._in_flight.add(rows, nbytes)
+        self._move(self._queued, self._in_flight, rows, nbytes)
 
     def acknowledge(self, rows: int, nbytes: int) -> None:
         """Rows of a POST were accepted."""
+        self._move(self._in_flight, self._acked, rows, nbytes)
+
+    def spool_queued(self, rows: int, nbytes: int) -> None:
+        """Queued rows were written to disk."""
+        self._move(self._queued, self._spooled, rows, nbytes)
+
+    def spool_in_flight(self, rows: int, nbytes: int) -> None:
+        """Rows of a POST that was not taken are on disk, written now or still there."""
+        self._move(self._in_flight, self._spooled, rows, nbytes)
+
+    def depart_spooled(self, rows: int, nbytes: int) -> None:
+        """Rows that were read from disk go into a POST."""
+        self._move(self._spooled, self._in_flight, rows, nbytes)
+
+    def salvage(self, rows: int, nbytes: int) -> None:
+        """Rows of a damaged file that are whole are queued again."""
+        self._move(self._spooled, self._queued, rows, nbytes)
+
+    def adopt(self, rows: int, nbytes: int) -> None:
+        """Rows that a dead process left on disk are this one's from now on."""
         with self._lock:
             if self._final:
                 return
-            self._in_flight.add(-rows, -nbytes)
-            self._acked.add(rows, nbytes)
+            self._captured.add(rows, nbytes)
+            self._spooled.add(rows, nbytes)
+            self._events["spool_adopted"] += rows
 
     def drop_queued(self, rows: int, nbytes: int, reason: str) -> None:
         """Queued rows are lost."""
-        with self._lock:
-            if self._final:
-                return
-            self._queued.add(-rows, -nbytes)
-            self._drop(rows, nbytes, reason)
+        self._drop_from(self._queued, rows, nbytes, reason)
 
     def drop_in_flight(self, rows: int, nbytes: int, reason: str) -> None:
         """Rows of a POST are lost."""
-        with self._lock:
-            if self._final:
-                return
-            self._in_flight.add(-rows, -nbytes)
-            self._drop(rows, nbytes, reason)
+        self._drop_from(self._in_flight, rows, nbytes, reason)
+
+    def drop_spooled(self, rows: int, nbytes: int, reason: str) -> None:
+        """Rows on disk are lost."""
+        self._drop_from(self._spooled, rows, nbytes, reason)
 
     def drop_everything(self, reason: str) -> Amount:
-        """Count all that is still here as lost, once and for all, and return how much it was.
+        """Count all that is in memory as lost, once and for all, and return how much it was.
 
-        A POST that is answered later changes nothing: its rows are counted already.
+        What is on disk stays there. A POST that is answered later changes nothing: its rows
+        are counted already.
         """
         with self._lock:
             self._final = True
             left = Amount(self._queued.rows, self._queued.nbytes)
             left.add(self._in_flight.rows, self._in_flight.nbytes)
-            self._queued, self._in_flight = Amount(), Amount()
+            for amount in (self._queued, self._in_flight):
+                amount.rows = amount.nbytes = 0
             self._waiting_items = 0
             self._drop(left.rows, left.nbytes, reason)
             return left
@@ -155,15 +192,19 @@ class Ledger:
         with self._lock:
             self._not_recorded[reason] += 1
 
-    def store_error(self) -> None:
-        """A POST failed and will be tried again."""
+    def happened(self, event: str) -> None:
+        """Count one of `Stats.events`."""
         with self._lock:
-            self._store_errors += 1
+            self._events[event] += 1
 
     def internal_error(self) -> None:
         """The recorder itself failed somewhere."""
+        self.happened("internal_error")
+
+    def observe(self, *, store_away: bool, oldest_unsent_s: float) -> None:
+        """Note how the way to the store looks."""
         with self._lock:
-            self._internal_errors += 1
+            self._store_away, self._oldest_unsent_s = store_away, oldest_unsent_s
 
     def stats(self) -> Stats:
         """Return one consistent reading."""
@@ -177,9 +218,22 @@ class Ledger:
                 dropped={reason: _copy(amount) for reason, amount in self._dropped.items()},
                 records=dict(self._records),
                 not_recorded=dict(self._not_recorded),
-                store_errors=self._store_errors,
-                internal_errors=self._internal_errors,
+                events=dict(self._events),
+                store_away=self._store_away,
+                oldest_unsent_s=self._oldest_unsent_s,
             )
+
+    def _move(self, source: Amount, target: Amount, rows: int, nbytes: int) -> None:
+        with self._lock:
+            if not self._final:
+                source.add(-rows, -nbytes)
+                target.add(rows, nbytes)
+
+    def _drop_from(self, source: Amount, rows: int, nbytes: int, reason: str) -> None:
+        with self._lock:
+            if not self._final:
+                source.add(-rows, -nbytes)
+                self._drop(rows, nbytes, reason)
 
     def _drop(self, rows: int, nbytes: int, reason: str) -> None:
         if rows or nbytes:

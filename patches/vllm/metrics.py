@@ -14,6 +14,7 @@ from prometheus_client import Counter, Gauge
 from routereplay.patches.vllm.ledger import Amount, Stats
 
 _P = "routereplay_recorder"
+_ERRORS = frozenset({"store", "internal", "spool"})
 
 
 class Metrics:
@@ -22,17 +23,21 @@ class Metrics:
     def __init__(self) -> None:
         self._rows = Counter(f"{_P}_rows", "Rows by what became of them.", ["state"])
         self._bytes = Counter(f"{_P}_bytes", "Bytes of rows by what became of them.", ["state"])
-        self._held = Gauge(
-            f"{_P}_held_bytes",
-            "Bytes of rows that wait for the store.",
-            ["state"],
-            multiprocess_mode="livesum",
+        self._held_rows = _gauge("held_rows", "Rows that wait for the store.", "state")
+        self._held = _gauge("held_bytes", "Bytes of rows that wait for the store.", "state")
+        self._unaccounted = _gauge("unaccounted_rows", "Captured rows that are nowhere: always 0.")
+        self._away = _gauge("store_away", "Processes whose last tries of the store failed.")
+        self._oldest = Gauge(
+            f"{_P}_oldest_unsent_seconds",
+            "Age of the oldest rows that wait for the store.",
+            multiprocess_mode="livemax",
         )
         self._records = Counter(f"{_P}_records", "Choices by how their record ended.", ["outcome"])
         self._not_recorded = Counter(
             f"{_P}_not_recorded_requests", "Requests that cannot be recorded.", ["reason"]
         )
-        self._errors = Counter(f"{_P}_errors", "Failed POSTs and internal errors.", ["kind"])
+        self._errors = Counter(f"{_P}_errors", "Failed POSTs, disks, and own steps.", ["kind"])
+        self._events = Counter(f"{_P}_events", "What happened on the way.", ["event"])
         self._seen: dict[tuple[Any, str], int] = {}
 
     def publish(self, stats: Stats) -> None:
@@ -46,13 +51,21 @@ class Metrics:
             ("in_flight", stats.in_flight),
             ("spooled", stats.spooled),
         ):
+            self._held_rows.labels(state).set(amount.rows)
             self._held.labels(state).set(amount.nbytes)
+        self._unaccounted.set(stats.balance.rows)
+        self._away.set(stats.store_away)
+        self._oldest.set(stats.oldest_unsent_s)
         for outcome, count in stats.records.items():
             self._raise_to(self._records, outcome, count)
         for reason, count in stats.not_recorded.items():
             self._raise_to(self._not_recorded, reason, count)
-        self._raise_to(self._errors, "store", stats.store_errors)
-        self._raise_to(self._errors, "internal", stats.internal_errors)
+        for event, count in stats.events.items():
+            kind = event.removesuffix("_error")
+            if kind in _ERRORS:
+                self._raise_to(self._errors, kind, count)
+            else:
+                self._raise_to(self._events, event, count)
 
     def _amount(self, state: str, amount: Amount) -> None:
         self._raise_to(self._rows, state, amount.rows)
@@ -63,3 +76,7 @@ class Metrics:
         if value > before:
             counter.labels(label).inc(value - before)
             self._seen[counter, label] = value
+
+
+def _gauge(name: str, about: str, *labels: str) -> Any:
+    return Gauge(f"{_P}_{name}", about, labels, multiprocess_mode="livesum")

@@ -1,76 +1,71 @@
-"""What waits for the store, and what becomes of it. Used by the exporter thread alone."""
+"""Records in progress, and the frames of theirs that wait in memory.
+
+Used by the exporter thread alone.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
 from routereplay.patches.vllm.guard import QuietLogger
 from routereplay.patches.vllm.ledger import Ledger
+from routereplay.patches.vllm.origin import Origin
+from routereplay.patches.vllm.parcel import Parcel, note_of
 from routereplay.patches.vllm.record import Ending, RecordInfo
-from routereplay.patches.vllm.sender import Answered, Backoff, Outcome, Refused
 from routereplay.patches.vllm.settings import Settings
-from routereplay.patches.vllm.upload import Parcel, Upload
-from routereplay.wire.digest import Buffer
-from routereplay.wire.errors import RETRYABLE_CODES, InvalidRoutes, RecordConflict
-from routereplay.wire.records import FrameResult
+from routereplay.patches.vllm.upload import Upload
+from routereplay.wire.errors import InvalidRoutes, RecordConflict
 
 logger = logging.getLogger(__name__)
 
-_MAX_FRAMES = 1024
-"""Frames in one POST."""
 _MAX_DROP_NOTES = 65_536
 """Notes of lost records that wait for a store that is away; older ones are forgotten."""
-
-
-class Poster(Protocol):
-    """What sends a POST: `Sender`."""
-
-    def post(self, frames: Sequence[Sequence[Buffer]]) -> Outcome:
-        """Send whole frames and return what the answer means."""
+_MAX_LOST = 65_536
+"""Lost records whose frames may still be on disk."""
 
 
 class Outbox:
-    """Uploads in progress, frames that wait, and the one POST that is being tried.
+    """Frames rows and queues the frames in order; knows which records are lost.
 
     Args:
         settings: sizes and times.
         ledger: where every move of rows is counted.
-        sender: what sends a POST.
         breathe: called between two records, to let the event loop have the interpreter.
+        on_lost: called with the trajectory of a record that is lost.
     """
 
     def __init__(
         self,
         settings: Settings,
         ledger: Ledger,
-        sender: Poster,
         breathe: Callable[[], None] = lambda: None,
+        on_lost: Callable[[str], None] = lambda trajectory: None,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._sender = sender
         self._breathe = breathe
-        self._backoff = Backoff()
+        self._on_lost = on_lost
         self._quiet = QuietLogger(logger)
         self._uploads: dict[str, Upload] = {}
-        self._waiting: deque[Parcel] = deque()
-        self._notes: deque[Parcel] = deque(maxlen=_MAX_DROP_NOTES)
-        self._batch: list[Parcel] = []
-        self._not_before = 0.0
+        """Records without a seal."""
+        self._unsent: dict[str, Upload] = {}
+        """Records of which a frame waits in memory, or a chunk on disk for its seal."""
+        self._lost: dict[str, str] = {}
+        self.waiting: deque[Parcel] = deque()
+        self.waiting_bytes = 0
+        """Of the frames in `waiting`."""
+        self.notes: deque[Parcel] = deque(maxlen=_MAX_DROP_NOTES)
+        """Notes of lost records."""
 
     @property
     def busy(self) -> bool:
         """Whether anything waits to be framed or sent."""
         return bool(
-            self._batch
-            or self._waiting
-            or self._notes
-            or any(upload.pending for upload in self._uploads.values())
+            self.waiting or self.notes or any(upload.pending for upload in self._uploads.values())
         )
 
     @property
@@ -84,19 +79,22 @@ class Outbox:
 
     def end(self, info: RecordInfo, ending: Ending, now: float) -> None:
         """Seal a record, unless it is lost."""
-        upload = self._uploads.pop(info.upload_id)
+        upload = self._uploads[info.upload_id]
         self._frame(upload, now)
+        del self._uploads[info.upload_id]
         if not upload.lost:
-            self._enqueue(upload.seal(ending, now))
+            self._enqueue(upload, upload.seal(ending, now))
 
     def lose(self, info: RecordInfo, reason: str, now: float) -> None:
-        """Give a record up; nothing more comes for it."""
-        self._lose(self._uploads.pop(info.upload_id), reason, now)
+        """Give a record of this process up; nothing more comes for it."""
+        upload = self._uploads[info.upload_id]
+        self.give_up(upload.origin, reason, now)
+        del self._uploads[info.upload_id]
 
     def lose_open(self, reason: str, now: float) -> None:
         """Give up every record that has no seal yet."""
-        for upload in self._uploads.values():
-            self._lose(upload, reason, now)
+        for upload in list(self._uploads.values()):
+            self.give_up(upload.origin, reason, now)
         self._uploads.clear()
 
     def flush(self, now: float) -> None:
@@ -107,38 +105,94 @@ class Outbox:
                 self._frame(upload, now)
                 self._breathe()
 
-    def hurry(self) -> None:
-        """Try again at once: the process is ending."""
-        self._not_before = 0.0
+    def next_parcel(self, nbytes: int) -> Parcel | None:
+        """Take the first frame that waits, unless it is longer than `nbytes` or must wait."""
+        while self.waiting:
+            parcel = self.waiting[0]
+            upload = self._unsent.get(parcel.origin.upload_id)
+            held_back = parcel.kind == "seal" and upload is not None and upload.spooled
+            if not parcel.dead and (held_back or parcel.wire_nbytes > nbytes):
+                return None
+            self.take_first()
+            if not parcel.dead:
+                return parcel
+        return None
 
-    def send(self, now: float) -> bool:
-        """Try one POST if one is due; return whether the store took something."""
-        if now < self._not_before:
-            return False
-        if not self._batch:
-            self._batch = self._next_batch()
-        if not self._batch:
-            return False
-        outcome = self._sender.post([parcel.buffers for parcel in self._batch])
-        if isinstance(outcome, Answered):
-            return self._answered(outcome.results, now)
-        if isinstance(outcome, Refused):
-            self._quiet.warning(
-                "the route store refused %d frames (%s): %s",
-                *(len(self._batch), outcome.code, outcome.message),
-            )
-            refused, self._batch = self._batch, []
-            for parcel in refused:
-                self._reject(parcel, outcome.code, now)
-            return True
-        self._ledger.store_error()
-        self._quiet.warning(
-            "the route store at %s did not take routes, trying again: %s",
-            *(self._settings.store_name, outcome.why),
-        )
-        self._batch = [parcel for parcel in self._batch if not self._expired(parcel, now)]
-        self._not_before = now + self._backoff.next_delay_s(outcome.retry_after_s)
-        return False
+    def take_first(self) -> Parcel:
+        """Take the first frame, whatever it is."""
+        parcel = self.waiting.popleft()
+        self.waiting_bytes -= parcel.wire_nbytes
+        upload = self._unsent.get(parcel.origin.upload_id)
+        if upload is not None and upload.waiting and upload.waiting[0] is parcel:
+            upload.waiting.popleft()
+            self._forget_if_done(upload)
+        return parcel
+
+    def put_back(self, parcels: list[Parcel]) -> None:
+        """Let frames be the first again."""
+        for parcel in reversed(parcels):
+            self.waiting.appendleft(parcel)
+            self.waiting_bytes += parcel.wire_nbytes
+            upload = self._uploads.get(parcel.origin.upload_id)
+            if upload is not None:
+                upload.waiting.appendleft(parcel)
+                self._unsent[upload.origin.upload_id] = upload
+
+    def went_to_disk(self, parcel: Parcel) -> None:
+        """Note a frame that is on disk now."""
+        upload_id = parcel.origin.upload_id
+        upload = self._unsent.get(upload_id) or self._uploads.get(upload_id)
+        if upload is None:
+            return
+        if parcel.kind == "chunk":
+            upload.spooled += 1
+            self._unsent[upload_id] = upload
+        else:
+            upload.spooled = 0  # Its seal is behind its chunks on disk, and nothing overtakes.
+            self._forget_if_done(upload)
+
+    def left_disk(self, parcel: Parcel) -> None:
+        """Note a frame from disk that is settled."""
+        upload = self._unsent.get(parcel.origin.upload_id)
+        if upload is not None and upload.spooled and parcel.kind == "chunk":
+            upload.spooled -= 1
+            self._forget_if_done(upload)
+
+    def why_lost(self, origin: Origin) -> str | None:
+        """Return why a record is lost, or None."""
+        return self._lost.get(origin.upload_id)
+
+    def give_up(self, origin: Origin, reason: str, now: float) -> None:
+        """A record is lost: drop what waits of it in memory, and tell the store."""
+        if origin.upload_id in self._lost:
+            return
+        self._lost[origin.upload_id] = reason
+        if len(self._lost) > _MAX_LOST:
+            del self._lost[next(iter(self._lost))]
+        upload = self._uploads.get(origin.upload_id) or self._unsent.get(origin.upload_id)
+        if upload is not None:
+            self._drop_all(upload, reason)
+            origin = upload.origin
+        if origin.trajectory_id is not None:
+            self._on_lost(origin.trajectory_id)
+        self._ledger.record_ended(f"dropped:{reason}")
+        # After a conflict another record with this id is sealed: nothing is missing there.
+        if reason != f"rejected:{RecordConflict.code}":
+            self.notes.append(note_of(origin, reason, now))
+
+    def _drop_all(self, upload: Upload, reason: str) -> None:
+        upload.lost = reason
+        arrays = upload.take()
+        self._ledger.collected(len(arrays))
+        self._drop_queued(upload, sum(map(len, arrays)), reason)
+        while upload.waiting:
+            parcel = upload.waiting.popleft()
+            parcel.dead = True
+            self.waiting_bytes -= parcel.wire_nbytes
+            parcel.buffers, parcel.wire_nbytes = [], 0
+            self._ledger.drop_queued(parcel.rows, parcel.nbytes, reason)
+        upload.spooled = 0
+        self._forget_if_done(upload)
 
     def _frame(self, upload: Upload, now: float) -> None:
         arrays = upload.take()
@@ -154,98 +208,20 @@ class Outbox:
         except InvalidRoutes as error:
             self._quiet.warning("routes are not recorded: %s", error)
             self._drop_queued(upload, rows, error.code)
-            self._lose(upload, error.code, now)
+            self.give_up(upload.origin, error.code, now)
             return
         for parcel in parcels:
-            self._enqueue(parcel)
+            self._enqueue(upload, parcel)
 
     def _drop_queued(self, upload: Upload, rows: int, reason: str) -> None:
         self._ledger.drop_queued(rows, rows * upload.info.model.row_nbytes, reason)
 
-    def _enqueue(self, parcel: Parcel) -> None:
-        self._waiting.append(parcel)
-        parcel.upload.waiting.append(parcel)
+    def _enqueue(self, upload: Upload, parcel: Parcel) -> None:
+        self.waiting.append(parcel)
+        self.waiting_bytes += parcel.wire_nbytes
+        upload.waiting.append(parcel)
+        self._unsent[upload.origin.upload_id] = upload
 
-    def _next_batch(self) -> list[Parcel]:
-        batch: list[Parcel] = []
-        nbytes = 0
-        while self._notes and len(batch) < _MAX_FRAMES:
-            batch.append(self._notes.popleft())
-        while self._waiting and len(batch) < _MAX_FRAMES:
-            parcel = self._waiting[0]
-            if batch and nbytes + parcel.wire_nbytes > self._settings.post_bytes:
-                break
-            self._waiting.popleft()
-            if parcel.dead:
-                continue
-            parcel.upload.waiting.popleft()
-            self._ledger.depart(parcel.rows, parcel.nbytes)
-            batch.append(parcel)
-            nbytes += parcel.wire_nbytes
-        return batch
-
-    def _answered(self, results: Sequence[FrameResult], now: float) -> bool:
-        again: list[Parcel] = []
-        # A seal that follows a chunk to be sent again was refused for want of that chunk.
-        unsettled: set[Upload] = set()
-        for parcel, result in zip(self._batch, results, strict=True):
-            if result.status != "refused":
-                self._accepted(parcel)
-            elif result.code in RETRYABLE_CODES or parcel.upload in unsettled:
-                unsettled.add(parcel.upload)
-                again.append(parcel)
-            else:
-                self._quiet.warning(
-                    "the route store refused a %s of %s (%s): %s",
-                    *(parcel.kind, parcel.upload.info.client.request_id),
-                    *(result.code, result.message),
-                )
-                self._reject(parcel, result.code, now)
-        progress = len(again) < len(self._batch)
-        self._batch = [parcel for parcel in again if not self._expired(parcel, now)]
-        if self._batch:
-            self._ledger.store_error()
-            self._not_before = now + self._backoff.next_delay_s(0.0)
-        else:
-            self._backoff.reset()
-        return progress
-
-    def _accepted(self, parcel: Parcel) -> None:
-        self._ledger.acknowledge(parcel.rows, parcel.nbytes)
-        if parcel.kind == "seal":
-            self._ledger.record_ended("sealed")
-
-    def _reject(self, parcel: Parcel, code: str, now: float) -> None:
-        reason = f"rejected:{code}"
-        self._ledger.drop_in_flight(parcel.rows, parcel.nbytes, reason)
-        if parcel.kind != "drop":
-            self._lose(parcel.upload, reason, now)
-
-    def _expired(self, parcel: Parcel, now: float) -> bool:
-        """Whether a frame that was not taken is given up; its record is lost then."""
-        upload = parcel.upload
-        if parcel.kind == "drop":
-            return False
-        if not upload.lost:
-            if now - parcel.created_at < self._settings.retry_deadline_s:
-                return False
-            self._lose(upload, "store_unreachable", now)
-        self._ledger.drop_in_flight(parcel.rows, parcel.nbytes, upload.lost or "")
-        return True
-
-    def _lose(self, upload: Upload, reason: str, now: float) -> None:
-        if upload.lost:
-            return
-        upload.lost = reason
-        arrays = upload.take()
-        self._ledger.collected(len(arrays))
-        self._drop_queued(upload, sum(map(len, arrays)), reason)
-        while upload.waiting:
-            parcel = upload.waiting.popleft()
-            parcel.dead = True
-            parcel.buffers = []
-            self._ledger.drop_queued(parcel.rows, parcel.nbytes, reason)
-        self._ledger.record_ended(f"dropped:{reason}")
-        # After a conflict another record with this id is sealed: nothing is missing there.
-        if reason != f"rejected:{RecordConflict.code}":
-            self._notes.append(upload.drop(reason, now))
+    def _forget_if_done(self, upload: Upload) -> None:
+        if not (upload.waiting or upload.spooled):
+            self._unsent.pop(upload.origin.upload_id, None)

@@ -156,6 +156,9 @@ class Recorder:
                 if record.muted:
                     continue
                 rows = len(rows_TLK)
+                if self._keep_native:
+                    # Its engine may run in this process and use the buffer for the next step.
+                    rows_TLK = rows_TLK.copy()
                 # vLLM sends no position: a step of another length would shift the rest.
                 if rows == record.owed + len(output.new_token_ids):
                     taken.append((record, rows_TLK, rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
@@ -10,12 +10,16 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from routereplay.patches.vllm.settings import KIB, Settings
+from routereplay.patches.vllm.settings import KIB, MIB, Settings
 from routereplay.wire.digest import Buffer
+from routereplay.wire.errors import UnsupportedWireVersion
 from routereplay.wire.records import FrameResult, IngestResult
 from routereplay.wire.version import MEDIA_TYPE
 
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PATH = "/v1/ingest"
+_MAX_ANSWER_BYTES = 4 * MIB
+_NOT_US = frozenset({401, 403})
 _WRITE_BYTES = 256 * KIB
 _RETRY_AFTER_MAX_S = 60.0
 
@@ -40,7 +44,17 @@ class Unavailable(NamedTuple):
     retry_after_s: float
 
 
-Outcome: TypeAlias = Answered | Refused | Unavailable
+class Withheld(NamedTuple):
+    """The store does not talk to this recorder: a wrong key, another release.
+
+    Somebody has to change a setting, and until then the bytes are as good as ever.
+    """
+
+    code: str
+    message: str
+
+
+Outcome: TypeAlias = Answered | Refused | Unavailable | Withheld
 
 
 class Sender:
@@ -49,13 +63,13 @@ class Sender:
     def __init__(self, settings: Settings) -> None:
         parts = urlsplit(settings.store_url)
         is_socket = parts.scheme == "unix"
-        headers = {"Content-Type": MEDIA_TYPE}
-        if settings.api_key:
-            headers["Authorization"] = f"Bearer {settings.api_key}"
+        self._timeout_s = settings.request_timeout_s
+        self._key_file = settings.api_key_file
+        self._key = settings.api_key or self._read_key()
         self._client = httpx.Client(
             base_url="http://routereplay" if is_socket else settings.store_url,
             transport=httpx.HTTPTransport(uds=parts.path) if is_socket else None,
-            headers=headers,
+            headers={"Content-Type": MEDIA_TYPE},
             timeout=httpx.Timeout(settings.request_timeout_s, connect=settings.connect_timeout_s),
             # A proxy of the environment must not see routes, nor a redirect move them.
             trust_env=False,
@@ -65,37 +79,44 @@ class Sender:
     def post(self, frames: Sequence[Sequence[Buffer]]) -> Outcome:
         """Send whole frames, in order, without joining them to one body."""
         length = sum(memoryview(part).nbytes for frame in frames for part in frame)
+        # An answer that is packed could unpack to anything.
+        headers = {"Content-Length": str(length), "Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        content = _pieces(frames)
         try:
-            response = self._client.post(
-                "/v1/ingest", content=_pieces(frames), headers={"Content-Length": str(length)}
-            )
+            with self._client.stream("POST", _PATH, content=content, headers=headers) as response:
+                body = self._read_answer(response)
         except httpx.HTTPError as error:
             return Unavailable(f"{type(error).__name__}: {error}", 0.0)
-        return _outcome(response, len(frames))
+        if body is None:
+            return Unavailable("an answer that does not end", 0.0)
+        if response.status_code in _NOT_US:
+            # The key may have been changed since it was read.
+            self._key = self._read_key() or self._key
+        return _outcome(response, body, len(frames))
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
+    def _read_answer(self, response: httpx.Response) -> bytes | None:
+        """Return the body, or None if it is longer, or takes longer, than a store's answer."""
+        give_up_at = time.monotonic() + self._timeout_s
+        body = bytearray()
+        for piece in response.iter_raw():
+            body += piece
+            if len(body) > _MAX_ANSWER_BYTES or time.monotonic() > give_up_at:
+                return None
+        return bytes(body)
 
-class Backoff:
-    """Exponential backoff with full jitter (AWS Architecture Blog, 2015)."""
-
-    def __init__(self, first_s: float = 0.2, longest_s: float = 30.0) -> None:
-        self._first_s = first_s
-        self._longest_s = longest_s
-        self._failures = 0
-        self._random = random.Random()
-
-    def reset(self) -> None:
-        """The store answered."""
-        self._failures = 0
-
-    def next_delay_s(self, at_least_s: float) -> float:
-        """Return how long to wait after one more failure, never less than the store asked."""
-        ceiling = min(self._longest_s, self._first_s * 2 ** min(self._failures, 16))
-        self._failures += 1
-        return max(self._random.uniform(0, ceiling), at_least_s)
+    def _read_key(self) -> str | None:
+        if self._key_file is None:
+            return None
+        try:
+            return self._key_file.read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
 
 
 def _pieces(frames: Sequence[Sequence[Buffer]]) -> Iterator[bytes]:
@@ -107,28 +128,31 @@ def _pieces(frames: Sequence[Sequence[Buffer]]) -> Iterator[bytes]:
                 yield bytes(view[start : start + _WRITE_BYTES])
 
 
-def _outcome(response: httpx.Response, frames: int) -> Outcome:
+def _outcome(response: httpx.Response, body: bytes, frames: int) -> Outcome:
     status = response.status_code
     if status in _RETRYABLE or status >= 500:
         return Unavailable(f"HTTP {status}", _retry_after_s(response))
     try:
-        results = msgspec.json.decode(response.content, type=IngestResult).results
+        results = msgspec.json.decode(body, type=IngestResult).results
     except msgspec.DecodeError:
         results = ()
     if len(results) == frames:
         return Answered(results)
-    if 400 <= status < 500:
-        return Refused(_code(response), response.text[:200])
+    code, message = _code(body), body[:200].decode("utf-8", "replace")
+    if status in _NOT_US or code == UnsupportedWireVersion.code:
+        return Withheld(code or f"http_{status}", message)
+    if code and 400 <= status < 500:
+        return Refused(code, message)
     # Something that is not the store answered in its place: a proxy, another service.
     return Unavailable(f"HTTP {status} without a result for each of {frames} frames", 0.0)
 
 
-def _code(response: httpx.Response) -> str:
+def _code(body: bytes) -> str | None:
     try:
-        code = msgspec.json.decode(response.content, type=dict[str, object]).get("code")
+        code = msgspec.json.decode(body, type=dict[str, object]).get("code")
     except msgspec.DecodeError:
-        code = None
-    return code if isinstance(code, str) else f"http_{response.status_code}"
+        return None
+    return code if isinstance(code, str) else None
 
 
 def _retry_after_s(response: httpx.Response) -> float:

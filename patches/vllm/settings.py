@@ -19,6 +19,8 @@ class Settings:
     store_url: str
     """`http://host:port`, `https://...` or `unix:///path/to/socket`."""
     api_key: str | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
+    """Where the key is, instead; read again when the store refuses it."""
     queue_bytes: int = GIB
     """Rows that may wait for the store, in bytes; more are dropped and counted."""
     queue_items: int = 500_000
@@ -33,8 +35,14 @@ class Settings:
     """Largest body of one POST."""
     connect_timeout_s: float = 2.0
     request_timeout_s: float = 10.0
+    retry_ceiling_s: float = 30.0
+    """Longest pause between two tries; each is drawn between 0 and a limit that doubles."""
     retry_deadline_s: float = 600.0
-    """How long the same bytes are offered to a store that does not take them."""
+    """How long a frame in memory is offered to a store that does not take it."""
+    spool_dir: Path | None = None
+    """Where rows wait on disk while the store is away; None keeps them in memory only."""
+    spool_bytes: int = 16 * GIB
+    """What this process may hold on disk."""
     flush_timeout_s: float = 5.0
     """How long the end of the process may wait for the last rows."""
     only_new_rows: bool = True
@@ -47,11 +55,15 @@ class Settings:
         """Read `ROUTEREPLAY_*`; raises `ValueError` that names the variable."""
         return cls(
             store_url=_store_url(environ.get("ROUTEREPLAY_STORE_URL", "")),
-            api_key=_api_key(environ),
+            api_key=environ.get("ROUTEREPLAY_API_KEY") or None,
+            api_key_file=_api_key_file(environ),
             queue_bytes=int(_positive(environ, "QUEUE_BYTES", cls.queue_bytes)),
             queue_items=int(_positive(environ, "QUEUE_ITEMS", cls.queue_items)),
             request_timeout_s=_positive(environ, "REQUEST_TIMEOUT_S", cls.request_timeout_s),
+            retry_ceiling_s=_positive(environ, "RETRY_CEILING_S", cls.retry_ceiling_s),
             retry_deadline_s=_positive(environ, "RETRY_DEADLINE_S", cls.retry_deadline_s),
+            spool_dir=_path(environ.get("ROUTEREPLAY_SPOOL_DIR")),
+            spool_bytes=int(_positive(environ, "SPOOL_BYTES", cls.spool_bytes)),
             flush_timeout_s=_positive(environ, "FLUSH_TIMEOUT_S", cls.flush_timeout_s),
             only_new_rows=environ.get("ROUTEREPLAY_ONLY_NEW_ROWS", "1") != "0",
             allow_untested=environ.get("ROUTEREPLAY_ALLOW_UNTESTED", "0") == "1",
@@ -90,13 +102,17 @@ def _store_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _api_key(environ: Mapping[str, str]) -> str | None:
-    if key := environ.get("ROUTEREPLAY_API_KEY"):
-        return key
-    if path := environ.get("ROUTEREPLAY_API_KEY_FILE"):
-        try:
-            return Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            msg = f"ROUTEREPLAY_API_KEY_FILE={path!r} cannot be read: {error.strerror}"
-            raise ValueError(msg) from error
-    return None
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _api_key_file(environ: Mapping[str, str]) -> Path | None:
+    path = _path(environ.get("ROUTEREPLAY_API_KEY_FILE"))
+    if path is None or environ.get("ROUTEREPLAY_API_KEY"):
+        return None
+    try:
+        path.read_text(encoding="utf-8")
+    except OSError as error:
+        msg = f"ROUTEREPLAY_API_KEY_FILE={str(path)!r} cannot be read: {error.strerror}"
+        raise ValueError(msg) from error
+    return path

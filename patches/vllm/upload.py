@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from routereplay.patches.vllm.origin import Origin
+from routereplay.patches.vllm.parcel import Parcel
 from routereplay.patches.vllm.record import Ending, RecordInfo
-from routereplay.wire.digest import Buffer, digest
+from routereplay.wire.digest import digest
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.frame import encode_frame
-from routereplay.wire.records import Chunk, ChunkRef, Drop, ParentRef, RecordManifest, Seal
+from routereplay.wire.records import Chunk, ChunkRef, ParentRef, RecordManifest, Seal
 from routereplay.wire.routes import check_rows
 
 _TOKENS_PER_STEP = 16_384
 _CHUNKS_AT_FULL_PACE = 64
-
-
-@dataclass(eq=False, slots=True)
-class Parcel:
-    """One encoded frame and what it carries. Its bytes never change, however often it is sent."""
-
-    upload: Upload
-    kind: str
-    """`chunk`, `seal` or `drop`."""
-    buffers: list[Buffer]
-    created_at: float
-    """Monotonic seconds."""
-    rows: int = 0
-    nbytes: int = 0
-    """Bytes of the rows, without header and padding."""
-    dead: bool = False
-    """Its record was lost before it was sent."""
-    wire_nbytes: int = field(init=False)
-    """Bytes of the frame."""
-
-    def __post_init__(self) -> None:
-        self.wire_nbytes = sum(memoryview(part).nbytes for part in self.buffers)
 
 
 class Upload:
@@ -51,12 +30,13 @@ class Upload:
 
     def __init__(self, info: RecordInfo, source: deque[np.ndarray]) -> None:
         self.info = info
+        self.origin = Origin.of_info(info)
         self.lost: str | None = None
         """Why the record is lost; rows that still come are dropped."""
         self.waiting: deque[Parcel] = deque()
-        """Frames that are in the outbox."""
-        self.rows = 0
-        """Rows that were taken from the source."""
+        """Frames that wait in memory."""
+        self.spooled = 0
+        """Chunks that are on disk; the seal must not overtake them."""
         self._source = source
         self._seen_at: float | None = None
         self._framed_rows = 0
@@ -87,7 +67,7 @@ class Upload:
         """Empty the source: arrays of `[tokens, layers, topk]`, one for each engine step."""
         arrays = [self._source.popleft() for _ in range(len(self._source))]
         self._seen_at = None
-        self.rows += sum(map(len, arrays))
+        self.origin.rows += sum(map(len, arrays))
         return arrays
 
     def chunks(self, arrays: list[np.ndarray], chunk_bytes: int, now: float) -> list[Parcel]:
@@ -133,24 +113,7 @@ class Upload:
             token_digest=digest(tokens.data),
         )
         header = Seal(upload_id=info.upload_id, manifest=manifest)
-        return Parcel(self, "seal", encode_frame(header, [_flat(tokens)]), now)
-
-    def drop(self, reason: str, now: float) -> Parcel:
-        """Return the note that this record is lost."""
-        info = self.info
-        header = Drop(
-            upload_id=info.upload_id,
-            request_id=info.client.request_id,
-            choice=info.client.choice,
-            trajectory_id=info.trajectory_id,
-            aliases=info.client.aliases,
-            reason=reason,
-            rows=self.rows,
-            engine_id=info.engine_id,
-            ordinal=info.ordinal,
-            started_at=info.started_at,
-        )
-        return Parcel(self, "drop", encode_frame(header), now)
+        return Parcel(self.origin, "seal", encode_frame(header, [_flat(tokens)]), now)
 
     def _check_shape(self, rows_TLK: np.ndarray) -> None:
         model = self.info.model
@@ -185,7 +148,7 @@ class Upload:
         self._refs.append(ref)
         self._framed_rows += ref.rows
         buffers = encode_frame(header, [payload])
-        return Parcel(self, "chunk", buffers, now, ref.rows, ref.nbytes)
+        return Parcel(self.origin, "chunk", buffers, now, ref.rows, ref.nbytes)
 
 
 def _parent_ref(info: RecordInfo, tokens: np.ndarray) -> ParentRef | None:

@@ -107,7 +107,7 @@ def test_rows_leave_before_the_request_ends(store, make_exporter, make_info, mak
 
 def test_the_longer_a_request_lasts_the_less_often_its_rows_are_framed(make_info, make_rows):
     settings = Settings("http://store", flush_age_s=1.0)
-    outbox = Outbox(settings, Ledger(settings), sender=None)
+    outbox = Outbox(settings, Ledger(settings))
     source = deque()
     outbox.open(make_info(), source)
     for second in range(2 * 3600):
@@ -115,7 +115,7 @@ def test_the_longer_a_request_lasts_the_less_often_its_rows_are_framed(make_info
         outbox.flush(now=float(second))
 
     # The seal lists every chunk, and its header is bounded.
-    assert 100 < len(outbox._waiting) < 1200
+    assert 100 < len(outbox.waiting) < 1200
 
 
 def test_a_large_prompt_is_cut_into_chunks_of_bounded_size(
@@ -269,18 +269,79 @@ def test_one_frame_that_the_store_has_no_room_for_is_sent_again_with_its_seal(
     assert exporter.stats().dropped == {}
 
 
-def test_a_wrong_key_drops_what_was_sent_with_it(
-    store, make_exporter, make_info, make_rows, ending
+@pytest.mark.parametrize(("status", "code"), [(401, "unauthorized"), (400, "bad_version")])
+def test_a_store_that_does_not_talk_to_us_gets_everything_when_it_does(
+    store, make_exporter, make_info, make_rows, ending, status, code
 ):
-    def unauthorized(handler, frames):
+    def refuse(handler, frames):
+        handler.reply(status, msgspec.json.encode({"code": code}))
+        return True
+
+    store.answers = [refuse] * 3
+    exporter = make_exporter(store.url, flush_age_s=30.0, retry_deadline_s=0.01)
+    send(exporter, make_info(), [make_rows(5)], ending)
+    store.wait_seals(1)
+
+    eventually(lambda: exporter.stats().acked == Amount(5, 40))
+    assert exporter.stats().dropped == {}
+
+
+def test_a_key_that_was_changed_in_its_file_is_read_again(
+    store, make_exporter, make_info, make_rows, ending, tmp_path
+):
+    key = tmp_path / "key"
+    key.write_text("old\n")
+
+    def rotate(handler, frames):
+        key.write_text("new\n")
         handler.reply(401, b'{"code": "unauthorized"}')
         return True
 
-    store.answers = [unauthorized]
-    exporter = make_exporter(store.url, flush_age_s=30.0)
+    store.answers = [rotate]
+    exporter = make_exporter(store.url, flush_age_s=30.0, api_key_file=key)
     send(exporter, make_info(), [make_rows(5)], ending)
+    store.wait_seals(1)
 
-    eventually(lambda: exporter.stats().dropped == {"rejected:unauthorized": Amount(5, 40)})
+    assert [h["Authorization"] for h in store.headers] == ["Bearer old", "Bearer new"]
+
+
+def test_a_post_that_is_refused_as_a_whole_costs_only_the_frame_that_is_wrong(
+    store, make_exporter, make_info, make_rows, ending
+):
+    def too_large(handler, frames):
+        if len(frames) == 1 and request_of(frames[0].header) != "cmpl-1":
+            store.answers.insert(0, too_large)
+            return False
+        store.answers.insert(0, too_large)
+        handler.reply(413, b'{"code": "too_large"}')
+        return True
+
+    store.answers = [too_large]
+    exporter = make_exporter(store.url, flush_age_s=30.0)
+    for number in range(3):
+        send(exporter, make_info(number), [make_rows(5)], ending)
+    eventually(lambda: exporter.stats().records.get("sealed") == 2)
+
+    assert exporter.stats().records["dropped:rejected:too_large"] == 1
+
+
+def test_a_frame_that_was_damaged_on_its_way_is_sent_again_but_not_for_ever(
+    store, make_exporter, make_info, make_rows, ending
+):
+    def damaged(handler, frames):
+        handler.reply(400, b'{"code": "malformed_frame"}')
+        return True
+
+    store.answers = [damaged] * 3
+    exporter = make_exporter(store.url, flush_age_s=30.0)
+    send(exporter, make_info(0), [make_rows(5)], ending)
+    store.wait_seals(1)
+    assert exporter.stats().dropped == {}
+    store.answers = [damaged] * 40
+    send(exporter, make_info(1), [make_rows(5)], ending)
+
+    reason = "dropped:rejected:malformed_frame"
+    eventually(lambda: exporter.stats().records.get(reason) == 1, 20)
 
 
 def test_something_else_that_answers_200_is_not_taken_for_the_store(

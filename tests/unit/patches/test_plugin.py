@@ -82,7 +82,7 @@ def test_settings_come_from_the_environment(tmp_path):
     )
 
     assert settings.store_url == "http://user:pass@store:8400"
-    assert settings.api_key == "secret"
+    assert (settings.api_key, settings.api_key_file) == (None, key)
     assert settings.queue_bytes == 1_000_000
     assert settings.retry_deadline_s == 600.0
 

@@ -38,6 +38,16 @@ def test_offline_generation_keeps_native_routes():
     assert list(engine.handed.seals) == [(f"{engine.recorder.engine_id}.0", 0)]
 
 
+def test_an_engine_in_this_process_may_use_its_buffer_again():
+    engine = Engine(keep_native=True)
+    request = engine.add("0")
+    rows = engine.step(request, 3).routed_experts
+    rows[:] = 9
+
+    (key,) = engine.handed.sources
+    assert (engine.handed.rows_of(*key) == 1).all()
+
+
 def test_a_stop_string_is_a_stop_and_surplus_rows_are_cut(engine):
     request = engine.add("chatcmpl-a")
     engine.step(request, 3)

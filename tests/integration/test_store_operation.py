@@ -50,11 +50,19 @@ def test_metrics_name_routes_and_never_ids(store):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_needs_nothing_from_elsewhere(store, path):
+def test_a_page_needs_nothing_from_elsewhere_and_may_run_only_itself(store, path):
     response = store.get(path)
+    policy = dict(
+        rule.split(" ", 1) for rule in response.headers["content-security-policy"].split("; ")
+    )
 
     assert response.headers["content-type"].startswith("text/html")
-    assert re.findall(r"https?://|<script|src=", response.text) == []
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert re.findall(r"""\ssrc=|href="https?:|@import|url\(""", response.text) == []
+    assert policy["default-src"] == "'none'"
+    assert re.fullmatch(r"'none'|'sha256-[\w+/=]+'", policy["script-src"])
+    assert re.fullmatch(r"'sha256-[\w+/=]+'", policy["style-src"])
+    assert (policy["connect-src"], policy["frame-ancestors"]) == ("'self'", "'none'")
 
 
 def test_the_docs_page_lists_every_endpoint(store):
@@ -62,7 +70,7 @@ def test_the_docs_page_lists_every_endpoint(store):
 
     for path, operations in store.get("/openapi.json").json()["paths"].items():
         for method in operations:
-            assert f"{method.upper()} {path}" in page
+            assert f"{method.upper()}</span><code>{path}</code>" in page
 
 
 def test_an_unknown_endpoint_is_not_taken_for_an_unknown_id(store):

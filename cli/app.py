@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from routereplay.cli.commands import doctor, get, parity, serve, spool
+from routereplay.cli.commands import (
+    demo,
+    doctor,
+    get,
+    ls,
+    parity,
+    serve,
+    size,
+    spool,
+    trajectories,
+)
 
 app = typer.Typer(
     help="Rollout routing replay: the route store, and tools around it.",
@@ -16,7 +26,16 @@ app = typer.Typer(
 )
 
 # In the order of a first day. A module here is a subcommand of its name.
-for module in (serve, doctor, get, parity):
+for module in (
+    serve,
+    doctor,
+    ls,
+    trajectories,
+    get,
+    parity,
+    size,
+    demo,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(spool.app, name="spool")
 

@@ -14,6 +14,7 @@ DEFAULT_STORE = "http://127.0.0.1:8400"
 StoreUrl = Annotated[
     str, typer.Option("--store", envvar="ROUTEREPLAY_STORE_URL", help="Address of the store.")
 ]
+Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=4096, help="Lines at most.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, errors too.")]
 
 _WHAT_TO_DO = {

@@ -130,6 +130,13 @@ def get_json(path: str, item_id: str) -> Operation[dict[str, Any]]:
     return manifest
 
 
+def read_json(path: str, limit: int | None = None) -> Operation[dict[str, Any]]:
+    """Read what the store says of itself, or a list of what is there lately."""
+    params = {} if limit is None else {"limit": str(limit)}
+    answer: dict[str, Any] = msgspec.json.decode((yield Call("GET", path, params)))
+    return answer
+
+
 def delete(path: str, item_id: str) -> Operation[None]:
     """Delete a request or a trajectory."""
     yield Call("DELETE", path + _quoted(item_id))

@@ -131,6 +131,22 @@ class RouteStoreClient:
         """Return what the store knows of a trajectory, without its routes."""
         return self._run(operations.get_json(_TRAJECTORIES, trajectory_id))
 
+    def recent_requests(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Return the latest requests, newest first, as `GET /v1/requests` lists them."""
+        answer = self._run(operations.read_json("/v1/requests", limit))
+        found: list[dict[str, Any]] = answer["requests"]
+        return found
+
+    def recent_trajectories(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Return the latest trajectories, newest first, as `GET /v1/trajectories` lists them."""
+        answer = self._run(operations.read_json("/v1/trajectories", limit))
+        found: list[dict[str, Any]] = answer["trajectories"]
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is stored and expires, who records and what is wrong."""
+        return self._run(operations.read_json("/v1/summary"))
+
     def delete_request(self, request_id: str) -> None:
         """Delete all choices of a request."""
         self._run(operations.delete(_REQUESTS, request_id))
@@ -254,6 +270,22 @@ class AsyncRouteStoreClient:
     async def get_trajectory(self, trajectory_id: str) -> dict[str, Any]:
         """See `RouteStoreClient.get_trajectory`."""
         return await self._run(operations.get_json(_TRAJECTORIES, trajectory_id))
+
+    async def recent_requests(self, limit: int = 50) -> list[dict[str, Any]]:
+        """See `RouteStoreClient.recent_requests`."""
+        answer = await self._run(operations.read_json("/v1/requests", limit))
+        found: list[dict[str, Any]] = answer["requests"]
+        return found
+
+    async def recent_trajectories(self, limit: int = 50) -> list[dict[str, Any]]:
+        """See `RouteStoreClient.recent_trajectories`."""
+        answer = await self._run(operations.read_json("/v1/trajectories", limit))
+        found: list[dict[str, Any]] = answer["trajectories"]
+        return found
+
+    async def summary(self) -> dict[str, Any]:
+        """See `RouteStoreClient.summary`."""
+        return await self._run(operations.read_json("/v1/summary"))
 
     async def delete_request(self, request_id: str) -> None:
         """See `RouteStoreClient.delete_request`."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from routereplay.cli.options import DEFAULT_STORE, AsJson, StoreUrl, fail, print_json, told
 
+if TYPE_CHECKING:
+    from routereplay.wire.routes import RoutedExperts
+
 _KINDS = (".npz", ".safetensors", ".png")
 
 
 def command(
-    item_id: Annotated[str, typer.Argument(metavar="ID", help="A request or trajectory id.")],
+    item_ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Request or trajectory ids.")
+    ],
     trajectory: Annotated[
-        bool, typer.Option("--trajectory", "-t", help="ID is a trajectory.")
+        bool, typer.Option("--trajectory", "-t", help="The ids are trajectories.")
     ] = False,
     choice: Annotated[int, typer.Option(help="Index of the choice, if n > 1.")] = 0,
     layers: Annotated[str, typer.Option(metavar="A:B", help="Only these decoder layers.")] = ":",
@@ -35,20 +40,31 @@ def command(
     layers_asked = _range("--layers", layers, last=None)
     # The store cuts it to what there is.
     tokens_asked = _range("--tokens", tokens, last=1 << 29)
+    from tqdm.auto import tqdm
+
     from routereplay.cli import show
     from routereplay.client import RouteStoreClient
 
+    turns: list[RoutedExperts] = []
+    # A bar for people at a terminal who wait for more than one.
+    bar = tqdm(item_ids, unit="id", disable=None if len(item_ids) > 1 else True)
     with told(as_json), RouteStoreClient(store) as client:
-        if trajectory:
-            found = client.fetch_trajectory(
-                item_id, layers=layers_asked, tokens=tokens_asked, wait_s=wait
-            )
-            turns = found.turns
-        else:
-            record = client.fetch_request(
-                item_id, choice=choice, layers=layers_asked, tokens=tokens_asked, wait_s=wait
-            )
-            turns = (record,)
+        for item_id in bar:
+            if trajectory:
+                found = client.fetch_trajectory(
+                    item_id, layers=layers_asked, tokens=tokens_asked, wait_s=wait
+                )
+                turns += found.turns
+            else:
+                turns.append(
+                    client.fetch_request(
+                        item_id,
+                        choice=choice,
+                        layers=layers_asked,
+                        tokens=tokens_asked,
+                        wait_s=wait,
+                    )
+                )
     if output is None:
         if as_json:
             print_json({"records": [show.describe(turn) for turn in turns]})

@@ -89,6 +89,31 @@ def test_get_cuts_as_it_is_told(store):
     assert (record["token_start"], record["token_stop"]) == (5, len(upload.experts))
 
 
+def test_what_is_there_is_listed(store):
+    for upload in make_conversation("command-listed", turns=2, seed=57):
+        store.put(upload)
+    url = store.sidecar.url
+
+    requests, trajectories = run("ls", "--store", url), run("trajectories", "--store", url)
+    as_json = json.loads(run("trajectories", "-n", "1", "--json", "--store", url).stdout)
+
+    assert requests.output.splitlines()[1].startswith("command-listed-turn-1  command-listed ")
+    assert trajectories.output.splitlines()[1].split()[:3] == ["command-listed", "2/2", "complete"]
+    (listed,) = as_json["trajectories"]
+    assert (listed["trajectory_id"], listed["turns"]) == ("command-listed", 2)
+
+
+def test_many_ids_are_got_at_once(store, tmp_path):
+    uploads = [store.put(make_upload(f"many-{i}", seed=60 + i)) for i in range(3)]
+    ids = [upload.manifest.request_id for upload in uploads]
+
+    run("get", *ids, "--output", tmp_path / "many.npz", "--store", store.sidecar.url)
+
+    arrays = np.load(tmp_path / "many.npz")
+    for index, upload in enumerate(uploads):
+        assert np.array_equal(arrays[f"experts_{index}"], upload.experts)
+
+
 def test_get_says_what_is_wrong_and_fails(store):
     answer = run("get", "never-seen", "--store", store.sidecar.url)
 

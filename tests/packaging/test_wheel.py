@@ -57,8 +57,9 @@ def empty_environment(wheel, tmp_path_factory):
     return python, folder
 
 
-def test_the_wheel_holds_exactly_the_files_of_the_houses(wheel):
-    tree = (path for house in HOUSES for path in (ROOT / house).rglob("*") if path.is_file())
+def test_the_wheel_holds_exactly_the_files_of_the_houses_and_the_demo(wheel):
+    folders = (*HOUSES, "examples/end_to_end")
+    tree = (path for house in folders for path in (ROOT / house).rglob("*") if path.is_file())
     expected = {
         f"routereplay/{path.relative_to(ROOT)}" for path in tree if "__pycache__" not in path.parts
     }

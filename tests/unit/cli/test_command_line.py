@@ -1,5 +1,6 @@
 """The command line itself: quick to answer, complete, and clear about what it cannot do."""
 
+import json
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def test_help_and_completion_import_nothing_slow():
 
 def test_every_command_prints_json_if_asked():
     for command in app.registered_commands:
-        if command.name in {"serve"}:  # it prints its log
+        if command.name in {"serve", "demo"}:  # they tell what happens while it does
             continue
         assert "--json" in run(command.name, "--help").output, command.name
 
@@ -68,3 +69,27 @@ def test_what_means_nothing_is_a_usage_error_that_shows_an_example(arguments, sa
 
     assert answer.exit_code == 2
     assert said in answer.output
+
+
+def test_sizes_are_those_of_a_model(tmp_path):
+    config = {"model_type": "qwen3_moe", "num_hidden_layers": 48, "num_experts": 128}
+    config |= {"num_experts_per_tok": 8, "norm_topk_prob": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    of_config = json.loads(run("size", tmp_path, "--tokens", 1000, "--json").stdout)
+    of_shape = json.loads(run("size", "48x8x128", "--tokens", 1000, "--json").stdout)
+    wide = json.loads(run("size", "61x8x384", "--json").stdout)
+
+    assert of_config == of_shape
+    assert (of_config["bytes_per_token"], of_config["bytes_per_trajectory"]) == (384, 388_000)
+    assert (wide["dtype"], wide["bytes_per_token"]) == ("uint16", 976)
+
+
+def test_a_model_that_has_no_size_says_why(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
+
+    dense, nowhere = run("size", tmp_path), run("size", tmp_path / "nowhere")
+
+    assert (dense.exit_code, nowhere.exit_code) == (1, 1)
+    assert "dense_model" in dense.output
+    assert "LAYERSxTOPKxEXPERTS" in nowhere.output

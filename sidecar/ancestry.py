@@ -121,8 +121,8 @@ class Ancestry:
         reach = parent.row_start + parent.rows
         if reach < manifest.row_start:
             return f"has rows up to {reach} only"
-        tokens = await read_tokens(self._blobs, status.key, status.record)
-        prefix = memoryview(tokens)[: _TOKEN_BYTES * manifest.row_start]
+        (tokens,) = await read_tokens(self._blobs, [(status.key, status.record)])
+        prefix = tokens[: _TOKEN_BYTES * manifest.row_start]
         return "" if digest(prefix) == ref.prefix_digest else "has other token ids there"
 
 

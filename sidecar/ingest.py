@@ -10,11 +10,14 @@ import msgspec
 
 from routereplay.sidecar.ancestry import Ancestry
 from routereplay.sidecar.checks import parse_body
+from routereplay.sidecar.reading import INLINE_BYTES
 from routereplay.sidecar.store import keys, parts
+from routereplay.sidecar.store.bands import lay_out
 from routereplay.sidecar.store.base import (
     Blobs,
     Entry,
     Index,
+    Layout,
     Pointer,
     RecordKey,
     SealRequest,
@@ -38,7 +41,6 @@ from routereplay.wire.records import Chunk, Drop, FrameResult, IngestResult, Rec
 logger = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 4
-_INLINE_BYTES = 256 * 1024
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -67,7 +69,7 @@ class Ingest:
             MalformedFrame, UnsupportedWireVersion: nothing of the body was stored.
             StoreUnavailable, StoreFull: send the whole body again.
         """
-        if memoryview(body).nbytes > _INLINE_BYTES:
+        if memoryview(body).nbytes > INLINE_BYTES:
             # Hashing megabytes on the event loop would make every other client wait.
             checked = await asyncio.to_thread(parse_body, body)
         else:
@@ -99,13 +101,13 @@ class Ingest:
     async def _stage(self, chunk: Chunk, payload: memoryview) -> FrameResult:
         key = _key(chunk.request_id, chunk.trajectory_id, chunk.choice)
         upload_id = normalize_id(chunk.upload_id)
-        row_nbytes = payload.nbytes // chunk.rows
+        layout, laid = await self._lay_out(chunk, payload)
         staged = StagedChunk(
             chunk.first_row,
             chunk.rows,
             payload.nbytes,
             chunk.digest,
-            parts.rows_per_value(row_nbytes, self._value_bytes),
+            layout,
             chunk.num_layers,
             chunk.topk,
             chunk.num_experts,
@@ -122,10 +124,16 @@ class Ingest:
             # With every chunk, as any of them may be the first to arrive.
             if await self._index.locate(name) != pointer:
                 await self._index.claim(name, pointer)
-        pieces = parts.chunk_parts(key.tag, upload_id, chunk.seq, staged, staged.part_rows)
-        values = [(part.key, payload[part.start : part.stop]) for part in pieces]
+        pieces = parts.chunk_parts(key.tag, upload_id, chunk.seq, staged, layout)
+        values = [(part.key, value) for part, value in zip(pieces, laid, strict=True)]
         await self._blobs.put(values, self._staging_ttl_s)
         return FrameResult(status="staged")
+
+    async def _lay_out(self, chunk: Chunk, payload: memoryview) -> tuple[Layout, list[memoryview]]:
+        """Return how a chunk is kept, and its values."""
+        if payload.nbytes > INLINE_BYTES:
+            return await asyncio.to_thread(lay_out, chunk, payload, self._value_bytes)
+        return lay_out(chunk, payload, self._value_bytes)
 
     async def _seal(self, seal: Seal, payload: memoryview) -> FrameResult:
         manifest = seal.manifest
@@ -144,7 +152,7 @@ class Ingest:
         record = StoredRecord(
             manifest,
             upload_id,
-            tuple(chunk.part_rows for chunk in chunks),
+            tuple(chunk.layout for chunk in chunks),
             self._value_bytes // _TOKEN_BYTES * _TOKEN_BYTES,
         )
         tokens = parts.record_token_parts(key, record)

@@ -1,26 +1,27 @@
 """Reads rows and token ids of sealed records; nothing leaves here unverified.
 
-Shape legend: T tokens, L layers, K topk.
+Shape legend: T tokens, L layers, C bytes of a cell (the experts of one layer of one token).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from routereplay.sidecar.store import parts
-from routereplay.sidecar.store.base import Blobs, RecordKey, StoredRecord
-from routereplay.sidecar.store.parts import Part
-from routereplay.wire.digest import Buffer, digest
-from routereplay.wire.errors import BadRequest, CorruptRecord, RoutesExpired
+from routereplay.sidecar.store import bands, parts
+from routereplay.sidecar.store.bands import Shape
+from routereplay.sidecar.store.base import Blobs, RecordKey, StoredRecord, Wanted
+from routereplay.sidecar.store.windows import windows
+from routereplay.wire.digest import digest
+from routereplay.wire.errors import BadRequest, CorruptRecord, RouteReplayError, RoutesExpired
 from routereplay.wire.records import RecordManifest
-from routereplay.wire.routes import numpy_dtype
 
-_WINDOW_BYTES = 4 * 1024 * 1024
+INLINE_BYTES = 256 * 1024
+"""Hashing more than this on the event loop would make every other client wait."""
 
 Range: TypeAlias = tuple[int, int | None]
 """Half-open; None is the end of what there is."""
@@ -48,10 +49,50 @@ class Slice:
         return self.token_stop - self.token_start
 
     @property
+    def layers(self) -> int:
+        """Layers of the slice."""
+        return self.layer_stop - self.layer_start
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the slice."""
-        layers = self.layer_stop - self.layer_start
-        return self.rows * (self.manifest.row_nbytes // self.manifest.num_layers) * layers
+        return self.rows * (self.manifest.row_nbytes // self.manifest.num_layers) * self.layers
+
+
+class Piece(NamedTuple):
+    """What a slice takes of one chunk, and the memory to put it in, once there is some."""
+
+    part: Slice
+    seq: int
+    rows: range
+    """Rows within the chunk."""
+    into: memoryview = memoryview(b"")
+    """`[rows, layers of the slice, cell]`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its place."""
+        return len(self.rows) * (self.part.nbytes // self.part.rows)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the chunk."""
+        return self.has_all_layers and len(self.rows) == self.part.manifest.chunks[self.seq].rows
+
+    @property
+    def has_all_layers(self) -> bool:
+        """Whether it is all layers of its rows."""
+        return self.part.layers == self.part.manifest.num_layers
+
+
+class _Value(NamedTuple):
+    """One value of a chunk, or the bands of it that are read."""
+
+    shape: Shape
+    first_row: int
+    """Within the chunk."""
+    number: int
+    wanted: Wanted
 
 
 def cut(key: RecordKey, record: StoredRecord, tokens: Range | None, layers: Range | None) -> Slice:
@@ -73,78 +114,162 @@ def cut(key: RecordKey, record: StoredRecord, tokens: Range | None, layers: Rang
     return Slice(key, record, start, stop, first, last)
 
 
-async def read_tokens(blobs: Blobs, key: RecordKey, record: StoredRecord) -> bytes:
-    """Return the int32 token ids of prompt and completion."""
-    pieces = parts.record_token_parts(key, record)
-    values = _present(key, await blobs.get([piece.key for piece in pieces]))
-    tokens = b"".join(values)
-    if digest(tokens) != record.manifest.token_digest:
-        raise _corrupt(key, "the token ids")
-    return tokens
+async def read_tokens(
+    blobs: Blobs, records: Sequence[tuple[RecordKey, StoredRecord]]
+) -> list[memoryview]:
+    """Return the int32 token ids of prompt and completion of each record."""
+    found = [memoryview(bytearray(4 * record.manifest.num_tokens)) for _, record in records]
+    wanted, owners = [], []
+    for (key, record), tokens in zip(records, found, strict=True):
+        for part in parts.record_token_parts(key, record):
+            wanted.append(Wanted(part.key, tokens[part.start : part.stop]))
+            owners.append(key)
+    for key, want, length in zip(owners, wanted, await blobs.read(wanted), strict=True):
+        _check_length(key, want, length, "the token ids")
+    for (key, record), tokens in zip(records, found, strict=True):
+        if digest(tokens) != record.manifest.token_digest:
+            raise _corrupt(key, "the token ids")
+    return [tokens.toreadonly() for tokens in found]
 
 
-async def read_rows(blobs: Blobs, part: Slice) -> AsyncIterator[Buffer]:
-    """Yield the bytes of a slice, C order, reading only chunks that hold a row of it.
-
-    Raises:
-        CorruptRecord: a chunk is not what was sealed.
-        RoutesExpired: the record went away while it was read.
-    """
-    for window in _windows(part):
-        names = [piece.key for _, _, pieces in window for piece in pieces]
-        values = iter(_present(part.key, await blobs.get(names)))
-        work = [(seq, start, [next(values) for _ in pieces]) for seq, start, pieces in window]
-        for buffer in await asyncio.to_thread(_verify_and_cut, part, work):
-            yield buffer
-
-
-def _windows(part: Slice) -> list[list[tuple[int, int, list[Part]]]]:
-    """Group the chunks of a slice, as (seq, token index of the first row, values)."""
-    windows: list[list[tuple[int, int, list[Part]]]] = []
-    if part.rows == 0:
-        return windows
-    room = 0
+def pieces(part: Slice) -> Iterator[Piece]:
+    """Yield the chunks that hold a row of a slice, in order."""
     start = part.manifest.row_start
     for seq, chunk in enumerate(part.manifest.chunks):
-        if start < part.token_stop and start + chunk.rows > part.token_start:
-            if room < chunk.nbytes or not windows:
-                windows.append([])
-                room = _WINDOW_BYTES
-            room -= chunk.nbytes
-            pieces = parts.record_chunk_parts(part.key, part.record, seq)
-            windows[-1].append((seq, start, pieces))
+        rows = range(max(part.token_start - start, 0), min(part.token_stop - start, chunk.rows))
+        if rows:
+            yield Piece(part, seq, rows)
         start += chunk.rows
-    return windows
 
 
-def _verify_and_cut(part: Slice, work: list[tuple[int, int, list[bytes]]]) -> list[Buffer]:
-    manifest = part.manifest
-    buffers: list[Buffer] = []
-    for seq, start, values in work:
-        chunk = manifest.chunks[seq]
-        if digest(*values) != chunk.digest:
-            raise _corrupt(part.key, f"chunk {seq}")
-        first = max(part.token_start - start, 0)
-        last = min(part.token_stop - start, chunk.rows)
-        whole_layers = part.layer_stop - part.layer_start == manifest.num_layers
-        if whole_layers and (first, last) == (0, chunk.rows):
-            buffers.extend(values)
-            continue
-        joined = values[0] if len(values) == 1 else b"".join(values)
-        rows_TLK = np.frombuffer(joined, numpy_dtype(manifest.dtype)).reshape(
-            chunk.rows, manifest.num_layers, manifest.topk
+def placed(wanted: Iterable[Piece], into: memoryview) -> list[Piece]:
+    """Return pieces with places in `into`, one behind the other."""
+    found, at = [], 0
+    for piece in wanted:
+        found.append(piece._replace(into=into[at : at + piece.nbytes]))
+        at += piece.nbytes
+    return found
+
+
+async def read_rows(blobs: Blobs, wanted: Sequence[Piece]) -> dict[int, RouteReplayError]:
+    """Fill pieces, and return what is wrong with those that could not be: error by position.
+
+    CorruptRecord: a chunk is not what was sealed. RoutesExpired: it went away meanwhile.
+    """
+    errors: dict[int, RouteReplayError] = {}
+    for window in windows(list(enumerate(wanted)), lambda one: _moved_nbytes(one[1])):
+        scratch = np.empty(sum(_moved_nbytes(piece) for _, piece in window), np.uint8).data
+        work: list[tuple[int, Piece, list[_Value]]] = []
+        for number, piece in window:
+            nbytes = _moved_nbytes(piece)
+            work.append((number, piece, list(_values(piece, scratch[:nbytes]))))
+            scratch = scratch[nbytes:]
+        lengths = iter(await blobs.read([value.wanted for *_, values in work for value in values]))
+        present = []
+        for number, piece, values in work:
+            found = [next(lengths) for _ in values]
+            try:
+                for value, length in zip(values, found, strict=True):
+                    _check_length(piece.part.key, value.wanted, length, f"chunk {piece.seq}")
+            except RouteReplayError as error:
+                errors[number] = error
+            else:
+                present.append((number, piece, values))
+        if sum(len(piece.into) for _, piece, _ in present) > INLINE_BYTES:
+            errors |= await asyncio.to_thread(_place, present)
+        else:
+            errors |= _place(present)
+    return errors
+
+
+def _values(piece: Piece, scratch: memoryview) -> Iterator[_Value]:
+    """Yield the values of a chunk, or their bands, that are read into `scratch`."""
+    part, record = piece.part, piece.part.record
+    layout = record.layouts[piece.seq]
+    cell = part.manifest.row_nbytes // part.manifest.num_layers
+    row = 0
+    for number, stored in enumerate(parts.record_chunk_parts(part.key, record, piece.seq)):
+        shape = Shape(
+            stored.nbytes // part.manifest.row_nbytes, part.manifest.num_layers, cell, layout.bands
         )
-        asked = rows_TLK[first:last, part.layer_start : part.layer_stop]
-        buffers.append(np.ascontiguousarray(asked).data.cast("B"))
-    return buffers
+        if _reads_bands(piece):
+            found = list(bands.bands(shape, part.layer_start, part.layer_stop))
+            last = found[-1]
+            start = found[0].offset
+            nbytes = last.offset + shape.rows * (last.stop - last.start) * cell - start
+            # Rows that nobody asked for in a value of its own are not read.
+            if row < piece.rows.stop and row + shape.rows > piece.rows.start:
+                yield _Value(shape, row, number, Wanted(stored.key, scratch[:nbytes], start))
+                scratch = scratch[nbytes:]
+        else:
+            yield _Value(shape, row, number, Wanted(stored.key, scratch[: stored.nbytes]))
+            scratch = scratch[stored.nbytes :]
+        row += shape.rows
 
 
-def _present(key: RecordKey, values: Sequence[bytes | None]) -> list[bytes]:
-    present = [value for value in values if value is not None]
-    if len(present) != len(values):
+def _reads_bands(piece: Piece) -> bool:
+    return not piece.has_all_layers and piece.part.record.layouts[piece.seq].bands > 1
+
+
+def _moved_nbytes(piece: Piece) -> int:
+    """Return at least the bytes that are read for a piece, and exactly those of a whole chunk."""
+    return piece.part.manifest.chunks[piece.seq].nbytes
+
+
+def _place(work: list[tuple[int, Piece, list[_Value]]]) -> dict[int, RouteReplayError]:
+    """Verify what was read and put it in its place; return the errors by position."""
+    errors: dict[int, RouteReplayError] = {}
+    for number, piece, values in work:
+        place = _place_bands if _reads_bands(piece) else _place_chunk
+        if not place(piece, values):
+            errors[number] = _corrupt(piece.part.key, f"chunk {piece.seq}")
+    return errors
+
+
+def _place_chunk(piece: Piece, values: list[_Value]) -> bool:
+    part, chunk = piece.part, piece.part.manifest.chunks[piece.seq]
+    whole = piece.into if piece.is_whole else np.empty(chunk.nbytes, np.uint8).data
+    for value in values:
+        at = value.first_row * part.manifest.row_nbytes
+        bands.join(value.wanted.into, value.shape, whole[at : at + value.shape.nbytes])
+    if digest(whole) != chunk.digest:
+        return False
+    if not piece.is_whole:
+        rows_TLC = np.frombuffer(whole, np.uint8).reshape(chunk.rows, part.manifest.num_layers, -1)
+        out_TLC = np.frombuffer(piece.into, np.uint8).reshape(len(piece.rows), part.layers, -1)
+        out_TLC[...] = rows_TLC[
+            piece.rows.start : piece.rows.stop, part.layer_start : part.layer_stop
+        ]
+    return True
+
+
+def _place_bands(piece: Piece, values: list[_Value]) -> bool:
+    part = piece.part
+    layout = part.record.layouts[piece.seq]
+    layers = range(part.layer_start, part.layer_stop)
+    out_TLC = np.frombuffer(piece.into, np.uint8).reshape(len(piece.rows), part.layers, -1)
+    for shape, first_row, number, wanted in values:
+        rows = range(
+            max(piece.rows.start - first_row, 0), min(piece.rows.stop - first_row, shape.rows)
+        )
+        at = first_row + rows.start - piece.rows.start
+        found = list(bands.bands(shape, part.layer_start, part.layer_stop))
+        for band in found:
+            offset = band.offset - found[0].offset
+            nbytes = shape.rows * (band.stop - band.start) * shape.cell
+            held = wanted.into[offset : offset + nbytes]
+            if digest(held) != bands.digest_of(layout.digests, shape, number, band):
+                return False
+            bands.take(held, band, shape, rows, layers, out_TLC[at : at + len(rows)])
+    return True
+
+
+def _check_length(key: RecordKey, want: Wanted, length: int | None, what: str) -> None:
+    if length is None:
         msg = f"request {key.request_id}, choice {key.choice}: it expired while it was read"
         raise RoutesExpired(msg, request_id=key.request_id, choice=key.choice)
-    return present
+    if length != len(want.into):
+        raise _corrupt(key, what)
 
 
 def _corrupt(key: RecordKey, what: str) -> CorruptRecord:

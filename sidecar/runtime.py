@@ -17,9 +17,13 @@ from routereplay.sidecar.store.redis_blobs import RedisBlobs
 from routereplay.sidecar.store.redis_engine import check_engine, connect, engine_errors
 from routereplay.sidecar.store.redis_index import RedisIndex
 from routereplay.sidecar.store.redis_journal import RedisJournal
+from routereplay.sidecar.store.resp_blobs import RespBlobs
+from routereplay.sidecar.store.resp_pool import SCHEMES, RespPool
 from routereplay.wire.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
+
+_VALUE_CONNECTIONS = 8
 
 
 class Runtime:
@@ -32,6 +36,7 @@ class Runtime:
         """Set by the server when it is told to stop, while requests are still open."""
         self._embedded: EmbeddedEngine | None = None
         self._client: redis.asyncio.Redis | None = None
+        self._values: RespPool | None = None
         self._store: RouteStore | None = None
         self._journal: Journal | None = None
         self._inflight_bytes = 0
@@ -78,7 +83,11 @@ class Runtime:
         self._client = connect(
             url, timeout_s=settings.engine_timeout_s, connections=settings.engine_connections
         )
-        self._store = _store(self._client, settings)
+        if url.startswith(SCHEMES):
+            self._values = RespPool(
+                url, timeout_s=settings.engine_timeout_s, connections=_VALUE_CONNECTIONS
+            )
+        self._store = _store(self._client, self._values, settings)
         log = RedisJournal(self._client, ttl_s=settings.ttl_s, index_ttl_s=settings.index_ttl_s)
         self._journal = Journal(log, self.metrics)
         self._journal.start()
@@ -97,6 +106,9 @@ class Runtime:
         if self._journal is not None:
             await self._journal.stop()
             self._journal = None
+        if self._values is not None:
+            self._values.close()
+            self._values = None
         if self._client is not None:
             await self._client.aclose()
             await self._client.connection_pool.disconnect()
@@ -147,7 +159,7 @@ class Runtime:
         return self._client
 
 
-def _store(client: redis.asyncio.Redis, settings: Settings) -> RouteStore:
+def _store(client: redis.asyncio.Redis, values: RespPool | None, settings: Settings) -> RouteStore:
     index = RedisIndex(
         client,
         ttl_s=settings.ttl_s,
@@ -155,7 +167,7 @@ def _store(client: redis.asyncio.Redis, settings: Settings) -> RouteStore:
         index_ttl_s=settings.index_ttl_s,
     )
     return RouteStore(
-        RedisBlobs(client),
+        RedisBlobs(client) if values is None else RespBlobs(values),
         index,
         value_bytes=settings.value_bytes,
         staging_ttl_s=settings.staging_ttl_s,

@@ -94,6 +94,7 @@ class RouteStore:
             RequestKey(id=request_id, choice=choice), tokens, layers, wait_s, gone
         )
         await response.add_record(*found)
+        await response.load()
         return response
 
     async def fetch_trajectory(
@@ -109,6 +110,7 @@ class RouteStore:
         response = Response(self._blobs)
         turns = await self._settled(trajectory_id, wait_s, gone)
         await response.add_trajectory(normalize_id(trajectory_id), turns, tokens, layers)
+        await response.load()
         return response
 
     async def fetch_batch(self, request: FetchRequest, *, gone: Gone = never_gone) -> Response:
@@ -139,11 +141,12 @@ class RouteStore:
                 if isinstance(known, list):
                     await response.add_trajectory(normalize_id(name), known, *cuts)
                 else:
-                    await response.add_record(*known)
+                    await response.add_record(*known, name=name)
             except (StoreUnavailable, StoreFull):
                 raise
             except RouteReplayError as error:
                 response.add_failure(name, error)
+        await response.load(failures_are_listed=True)
         return response
 
     async def delete_request(self, request_id: str) -> list[RecordKey]:
@@ -168,7 +171,7 @@ class RouteStore:
         return [
             part.key
             for seq, chunk in staged.items()
-            for part in parts.chunk_parts(key.tag, status.upload_id, seq, chunk, chunk.part_rows)
+            for part in parts.chunk_parts(key.tag, status.upload_id, seq, chunk, chunk.layout)
         ]
 
     async def _sealed(

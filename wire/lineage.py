@@ -53,9 +53,13 @@ def link_turns(turns: Sequence[TurnSpan]) -> list[Link]:
     covered: list[int] = []  # rows [0, covered[i]) are supplied by turn i and its ancestors
     for index, turn in enumerate(turns):
         parent, shared = None, 0
-        for earlier in range(index):
+        # Latest first: it is the parent as a rule, and the others need no comparison then.
+        # Of those that reach equally far the earliest is taken.
+        for earlier in reversed(range(index)):
+            if covered[earlier] < max(shared, 1):
+                continue
             reach = min(common_prefix(turn.token_ids, turns[earlier].token_ids), covered[earlier])
-            if reach > shared:
+            if reach >= max(shared, 1):
                 parent, shared = earlier, reach
         new_from = max(min(shared, turn.row_stop), turn.row_start)
         links.append(Link(parent, new_from))

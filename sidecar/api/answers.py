@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from routereplay.sidecar import fetch
 from routereplay.sidecar.api.params import Format
@@ -45,19 +46,41 @@ async def _frame(found: fetch.Response, metrics: Metrics) -> Response:
     head, payload_bytes = found.head()
     length = len(head) + payload_bytes
     metrics.sent_bytes.inc(length)
-    if found.is_kept:
-        payload = [bytes(buffer) async for buffer in found.payload()]
-        return Response(b"".join([head, *payload]), media_type=MEDIA_TYPE)
+    if found.kept is not None:
+        return _Kept(head, found.kept)
 
-    async def body() -> AsyncIterator[bytes]:
+    async def body() -> AsyncIterator[bytes | memoryview]:
         # An error from here on ends the connection short of Content-Length: no client
         # can take what it has for an answer.
         yield head
         async for buffer in found.payload():
-            yield bytes(buffer)
+            yield memoryview(buffer)
 
     headers = {"Content-Length": str(length)}
     return StreamingResponse(body(), headers=headers, media_type=MEDIA_TYPE)
+
+
+class _Kept(Response):
+    """Head and payload, sent from where they are: joining them would copy every byte."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, head: bytes, payload: memoryview) -> None:
+        super().__init__(headers={"Content-Length": str(len(head) + len(payload))})
+        self._parts = (head, payload)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send both."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        head, payload = self._parts
+        await send({"type": "http.response.body", "body": head, "more_body": True})
+        await send({"type": "http.response.body", "body": payload})
 
 
 async def _rows(found: fetch.Response, ready: fetch.Ready) -> np.ndarray:

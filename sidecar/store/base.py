@@ -39,6 +39,16 @@ class Pointer(NamedTuple):
     request_id: str
 
 
+class Layout(msgspec.Struct, frozen=True, array_like=True):
+    """How a chunk is kept: as values of whole rows, each a sequence of bands (`store.bands`)."""
+
+    part_rows: int
+    """Rows in each value of the chunk but the last."""
+    bands: int = 1
+    digests: bytes = b""
+    """BLAKE3-16 of each band of each value, in order; none for a single band."""
+
+
 class StagedChunk(msgspec.Struct, frozen=True, array_like=True):
     """What an upload has staged at one position, and how it was split into values."""
 
@@ -46,8 +56,7 @@ class StagedChunk(msgspec.Struct, frozen=True, array_like=True):
     rows: int
     nbytes: int
     digest: bytes
-    part_rows: int
-    """Rows in each value of the chunk but the last."""
+    layout: Layout
     num_layers: int
     topk: int
     num_experts: int
@@ -69,8 +78,8 @@ class StoredRecord(msgspec.Struct, frozen=True):
 
     manifest: RecordManifest
     upload_id: str
-    part_rows: tuple[int, ...]
-    """For each chunk of the manifest: rows in each of its values but the last."""
+    layouts: tuple[Layout, ...]
+    """For each chunk of the manifest."""
     token_part_bytes: int
 
 
@@ -98,14 +107,26 @@ class SealRequest(NamedTuple):
     """Key and bytes of every value of the record."""
 
 
+class Wanted(NamedTuple):
+    """A value, or a part of one, and the memory to receive it into."""
+
+    key: str
+    into: memoryview
+    start: int | None = None
+    """Where the part begins; None for the whole value."""
+
+
 class Blobs(Protocol):
     """Values by key. A value never changes: its key holds the digest of its content."""
 
     async def put(self, values: Sequence[tuple[str, Buffer]], ttl_s: int) -> None:
         """Store values that live `ttl_s`; one that is there already stays and lives as long."""
 
-    async def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of keys of one tag, `None` for each that is gone."""
+    async def read(self, wanted: Sequence[Wanted]) -> list[int | None]:
+        """Receive values or parts of them; return the length of each, or None if it is gone.
+
+        Keys may be of many tags. What is not as long as its place was not received.
+        """
 
 
 class Index(Protocol):

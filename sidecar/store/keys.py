@@ -63,10 +63,10 @@ def record(key: RecordKey) -> str:
     return f"rr:{{{key.tag}}}:m:{key.request_id}:{key.choice}"
 
 
-def blob(tag: str, upload_id: str, what: str, digest: bytes, split: int, part: int) -> str:
+def blob(tag: str, upload_id: str, what: str, digest: bytes, split: str, part: int) -> str:
     """Return the key of one value.
 
-    The digest and the size of the split are part of it, so two different values can never
+    The digest and how it was split and laid out are part of it, so two different values can never
     meet under one key, and a retry can never damage what is sealed.
     """
     return f"rr:{{{tag}}}:b:{upload_id}:{what}:{digest.hex()}.{split}:{part}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from routereplay.sidecar.store import keys
-from routereplay.sidecar.store.base import RecordKey, StagedChunk, StoredRecord
+from routereplay.sidecar.store.base import Layout, RecordKey, StagedChunk, StoredRecord
 from routereplay.wire.records import ChunkRef
 
 
@@ -29,11 +29,11 @@ def rows_per_value(row_nbytes: int, value_bytes: int) -> int:
 
 
 def chunk_parts(
-    tag: str, upload_id: str, seq: int, chunk: StagedChunk | ChunkRef, part_rows: int
+    tag: str, upload_id: str, seq: int, chunk: StagedChunk | ChunkRef, layout: Layout
 ) -> list[Part]:
     """Return the values that a chunk is split into, at row boundaries."""
-    split = chunk.nbytes // chunk.rows * part_rows
-    return _split(tag, upload_id, f"c{seq}", chunk.digest, split, chunk.nbytes)
+    split = chunk.nbytes // chunk.rows * layout.part_rows
+    return _split(tag, upload_id, f"c{seq}", chunk.digest, split, chunk.nbytes, layout.bands)
 
 
 def token_parts(
@@ -58,7 +58,7 @@ def record_token_parts(key: RecordKey, record: StoredRecord) -> list[Part]:
 def record_chunk_parts(key: RecordKey, record: StoredRecord, seq: int) -> list[Part]:
     """Return the values of chunk `seq` of a record."""
     chunk = record.manifest.chunks[seq]
-    return chunk_parts(key.tag, record.upload_id, seq, chunk, record.part_rows[seq])
+    return chunk_parts(key.tag, record.upload_id, seq, chunk, record.layouts[seq])
 
 
 def record_parts(key: RecordKey, record: StoredRecord) -> Iterator[Part]:
@@ -69,11 +69,12 @@ def record_parts(key: RecordKey, record: StoredRecord) -> Iterator[Part]:
 
 
 def _split(
-    tag: str, upload_id: str, what: str, digest: bytes, split: int, nbytes: int
+    tag: str, upload_id: str, what: str, digest: bytes, split: int, nbytes: int, bands: int = 1
 ) -> list[Part]:
+    how = f"{split}x{bands}"
     return [
         Part(
-            keys.blob(tag, upload_id, what, digest, split, number),
+            keys.blob(tag, upload_id, what, digest, how, number),
             start,
             min(start + split, nbytes),
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import redis.asyncio
 
+from routereplay.sidecar.store.base import Wanted
 from routereplay.sidecar.store.redis_engine import engine_errors
+from routereplay.sidecar.store.windows import windows
 from routereplay.wire.digest import Buffer
-
-_WINDOW_BYTES = 4 * 1024 * 1024
 
 
 class RedisBlobs:
@@ -24,7 +23,7 @@ class RedisBlobs:
 
         `NX` and `GT`, so that a late retry cannot shorten the life of a sealed value.
         """
-        for window in _windows(values):
+        for window in windows(values, lambda value: memoryview(value[1]).nbytes):
             with engine_errors():
                 async with self._client.pipeline(transaction=False) as pipe:
                     for key, value in window:
@@ -33,24 +32,23 @@ class RedisBlobs:
                         pipe.expire(key, ttl_s, gt=True)
                     await pipe.execute()
 
-    async def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of keys of one tag, `None` for each that is gone."""
-        if not keys:
-            return []
-        with engine_errors():
-            values = await self._client.mget(keys)
-        return cast("list[bytes | None]", values)
-
-
-def _windows(values: Sequence[tuple[str, Buffer]]) -> Iterator[list[tuple[str, Buffer]]]:
-    """Group values so that one round trip holds a bounded number of bytes."""
-    window: list[tuple[str, Buffer]] = []
-    nbytes = 0
-    for key, value in values:
-        window.append((key, value))
-        nbytes += memoryview(value).nbytes
-        if nbytes >= _WINDOW_BYTES:
-            yield window
-            window, nbytes = [], 0
-    if window:
-        yield window
+    async def read(self, wanted: Sequence[Wanted]) -> list[int | None]:
+        """Read values or parts of them; return the length of each, or None if it is gone."""
+        lengths: list[int | None] = []
+        for window in windows(wanted, lambda want: len(want.into)):
+            with engine_errors():
+                async with self._client.pipeline(transaction=False) as pipe:
+                    for want in window:
+                        if want.start is None:
+                            pipe.get(want.key)
+                        else:
+                            pipe.getrange(want.key, want.start, want.start + len(want.into) - 1)
+                    values: list[bytes | None] = await pipe.execute()
+            for want, value in zip(window, values, strict=True):
+                if value is None or (want.start is not None and not value):
+                    lengths.append(None)
+                    continue
+                if len(value) == len(want.into):
+                    want.into[:] = value
+                lengths.append(len(value))
+        return lengths

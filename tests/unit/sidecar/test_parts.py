@@ -3,18 +3,19 @@
 from support.frames import make_upload
 
 from routereplay.sidecar.store import keys, parts
-from routereplay.sidecar.store.base import RecordKey, StagedChunk, StoredRecord
+from routereplay.sidecar.store.base import Layout, RecordKey, StagedChunk, StoredRecord
 
 KEY = RecordKey("t:one", "request", 0)
 
 
 def staged(rows, row_nbytes, part_rows):
-    return StagedChunk(0, rows, rows * row_nbytes, bytes(16), part_rows, row_nbytes, 1, 8, "uint8")
+    layout = Layout(part_rows)
+    return StagedChunk(0, rows, rows * row_nbytes, bytes(16), layout, row_nbytes, 1, 8, "uint8")
 
 
 def test_values_end_at_rows_and_cover_the_chunk():
     chunk = staged(rows=10, row_nbytes=7, part_rows=4)
-    found = parts.chunk_parts("t:one", "up", 3, chunk, 4)
+    found = parts.chunk_parts("t:one", "up", 3, chunk, chunk.layout)
 
     assert [(part.start, part.stop) for part in found] == [(0, 28), (28, 56), (56, 70)]
 
@@ -26,15 +27,18 @@ def test_rows_per_value_never_is_zero():
 
 def test_two_splits_of_one_chunk_never_share_a_key():
     chunk = staged(rows=10, row_nbytes=7, part_rows=4)
-    four = {part.key for part in parts.chunk_parts("t:one", "up", 0, chunk, 4)}
-    five = {part.key for part in parts.chunk_parts("t:one", "up", 0, chunk, 5)}
+    one, other, banded = (
+        {part.key for part in parts.chunk_parts("t:one", "up", 0, chunk, layout)}
+        for layout in (Layout(4), Layout(5), Layout(4, 2))
+    )
 
-    assert four.isdisjoint(five)
+    assert one.isdisjoint(other)
+    assert one.isdisjoint(banded)
 
 
 def test_the_values_of_a_record_are_its_tokens_and_its_chunks():
     manifest = make_upload("request").manifest
-    record = StoredRecord(manifest, "up", (10,) * len(manifest.chunks), 16)
+    record = StoredRecord(manifest, "up", (Layout(10),) * len(manifest.chunks), 16)
     found = list(parts.record_parts(KEY, record))
 
     assert sum(part.nbytes for part in found) == 4 * 33 + 32 * manifest.row_nbytes
@@ -47,7 +51,7 @@ def test_every_key_of_a_trajectory_has_its_hash_tag():
         keys.status("t:one", "request"),
         keys.upload("t:one", "up"),
         keys.record(KEY),
-        keys.blob("t:one", "up", "c0", bytes(16), 4, 0),
+        keys.blob("t:one", "up", "c0", bytes(16), "4x1", 0),
     ]
 
     assert {name[name.index("{") : name.index("}") + 1] for name in names} == {"{t:one}"}

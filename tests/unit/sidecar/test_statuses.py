@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 from support.frames import make_upload
 
-from routereplay.sidecar.store.base import NEVER_SEALED, Entry, StoredRecord
+from routereplay.sidecar.store.base import NEVER_SEALED, Entry, Layout, StoredRecord
 from routereplay.sidecar.store.redis_status import read_statuses
 from routereplay.wire.digest import digest
 
@@ -47,7 +47,7 @@ def states_of(*answers):
 
 
 def test_a_record_that_is_sealed_between_the_round_trips_is_not_called_lost():
-    stored = StoredRecord(make_upload("request").manifest, "upload", (10,), 64)
+    stored = StoredRecord(make_upload("request").manifest, "upload", (Layout(10),), 64)
     body = msgspec.msgpack.encode(stored)
     sealed = [body, digest(body)]
     found = states_of([PENDING], [sealed, NO_UPLOAD], [SEALED], [sealed, NO_UPLOAD])

@@ -1,0 +1,101 @@
+"""Connections to one engine for values, opened as they are needed and kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from redis import exceptions as refusals
+from redis.asyncio.connection import parse_url
+
+from routereplay.sidecar.store.resp import Command, Place, Reply, RespConnection
+
+SCHEMES = ("redis://", "unix://")
+"""Addresses that can be spoken to; TLS and clusters are redis-py's."""
+
+
+class RespPool:
+    """Calls commands on one engine; raises what redis-py raises.
+
+    Args:
+        url: `redis://` or `unix://`, with user, password and db as redis-py reads them.
+        timeout_s: for connecting, and for all replies of one call.
+        connections: at most; a call beyond waits for its turn. Few, as an engine keeps for
+            each a buffer as long as the longest value that it sent.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, connections: int) -> None:
+        self._options: dict[str, Any] = dict(parse_url(url))
+        self._timeout_s = timeout_s
+        self._idle: list[RespConnection] = []
+        self._turn = asyncio.Semaphore(connections)
+
+    async def call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Reply]:
+        """Send commands at once and return their replies; strings are received into `places`.
+
+        Commands that may be repeated only: they are, once, if an idle connection was closed
+        by the engine meanwhile.
+        """
+        async with self._turn:
+            while True:
+                connection = self._reused()
+                is_fresh = connection is None
+                connection = connection or await self._open()
+                try:
+                    async with asyncio.timeout(self._timeout_s):
+                        replies = await connection.call(commands, places)
+                except TimeoutError as error:
+                    msg = f"no answer from the engine within {self._timeout_s:g} s"
+                    raise refusals.TimeoutError(msg) from error
+                except refusals.ConnectionError:
+                    if is_fresh:
+                        raise
+                    continue
+                self._idle.append(connection)
+                return replies
+
+    def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _reused(self) -> RespConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+        return None
+
+    async def _open(self) -> RespConnection:
+        loop, options = asyncio.get_running_loop(), self._options
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if path := options.get("path"):
+                    _, connection = await loop.create_unix_connection(RespConnection, path)
+                else:
+                    host, port = options.get("host", "localhost"), options.get("port", 6379)
+                    _, connection = await loop.create_connection(RespConnection, host, port)
+                hello = self._hello()
+                replies = await connection.call(hello, [None] * len(hello)) if hello else []
+        except TimeoutError as error:
+            msg = f"no connection to the engine within {self._timeout_s:g} s"
+            raise refusals.TimeoutError(msg) from error
+        except OSError as error:
+            msg = f"no connection to the engine: {error}"
+            raise refusals.ConnectionError(msg) from error
+        for reply in replies:
+            if isinstance(reply, refusals.ResponseError):
+                connection.abort()
+                raise reply
+        return connection
+
+    def _hello(self) -> list[Command]:
+        options = self._options
+        commands: list[Command] = []
+        if password := options.get("password"):
+            user = [str(options["username"]).encode()] if options.get("username") else []
+            commands.append([b"AUTH", *user, str(password).encode()])
+        if db := options.get("db"):
+            commands.append([b"SELECT", str(db).encode()])
+        return commands

@@ -67,8 +67,9 @@ def _problems(read: dict[str, Surface], known: dict[str, Surface]) -> Iterable[s
     for version, surface in read.items():
         for line in misfits_of(surface, version):
             yield f"vllm {version} does not fit: {line}"
-        if version in known and known[version]["patches"] != surface["patches"]:
-            yield f"vllm {version} is not what it was when the snapshot was taken"
+        then = known.get(version, surface)["patches"]
+        if changed := [n for n, found in surface["patches"].items() if then.get(n, found) != found]:
+            yield f"vllm {version} is not what the snapshot says: {', '.join(changed)}"
         if version not in known and (unseen := unseen_bodies(surface, known)):
             yield f"vllm {version} has bodies that nobody has looked at: {', '.join(unseen)}"
 

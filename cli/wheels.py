@@ -14,7 +14,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -105,7 +105,7 @@ class _Ranged(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), self._size - self._at)
         if wanted <= 0:
             return 0

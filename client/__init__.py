@@ -14,6 +14,7 @@ from routereplay.client.errors import (
     CoverageError,
     MisalignedRoutes,
     MissingRoutes,
+    PoisonedRoutes,
 )
 from routereplay.client.packed import ModelShape, PackedRoutes
 from routereplay.client.packing import balanced_experts, pack_padded, pack_thd
@@ -30,6 +31,7 @@ __all__ = [
     "MissingRoutes",
     "ModelShape",
     "PackedRoutes",
+    "PoisonedRoutes",
     "ReplayBundle",
     "RouteStoreClient",
     "StitchedRoutes",

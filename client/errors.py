@@ -2,7 +2,8 @@
 
 CoverageError
 ├─ MissingRoutes       missing_routes: a row, a turn or a whole trajectory has no routes
-└─ MisalignedRoutes    misaligned_routes: the recorded tokens are not the trainer's
+├─ MisalignedRoutes    misaligned_routes: the recorded tokens are not the trainer's
+└─ PoisonedRoutes      poisoned_routes: the recorder saw that a turn's rows are not real
 BundleNotFound         bundle_not_found: there is no replay bundle at a path
 """
 
@@ -27,6 +28,12 @@ class MisalignedRoutes(CoverageError):
     """A recorded token differs from the trainer's at the same position."""
 
     code = "misaligned_routes"
+
+
+class PoisonedRoutes(CoverageError):
+    """The recorder sealed a turn as invalid: what vLLM returned cannot be real routes."""
+
+    code = "poisoned_routes"
 
 
 class BundleNotFound(RouteReplayError):

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from routereplay.client.errors import MisalignedRoutes, MissingRoutes
+from routereplay.client.errors import MisalignedRoutes, MissingRoutes, PoisonedRoutes
 from routereplay.client.trajectory import Trajectory
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.lineage import common_prefix
@@ -83,8 +83,9 @@ def stitch(
         trajectory: as fetched.
         token_ids: `[tokens]` integers, the sequence as the trainer has it. Without it
             the trajectory must have exactly one (`Trajectory.sequences`).
-        missing: `"raise"`, or `"live"` to leave rows without a route to the router. The
-            row of the very last token never exists and is always live.
+        missing: `"raise"`, or `"live"` to leave rows without a route, or with one that the
+            recorder sealed as invalid, to the router. The row of the very last token never
+            exists and is always live.
         branches: `"raise"` if a turn of the trajectory diverges from `token_ids`, or
             `"allow"` for agents that fork or rewrite their history. Other choices of a
             request whose sibling was used are no divergence.
@@ -93,6 +94,7 @@ def stitch(
 
     Raises:
         MisalignedRoutes: a recorded token differs from the trainer's.
+        PoisonedRoutes: the recorder sealed a turn as invalid.
         MissingRoutes: a turn is pending, dropped or lost, or a token has no row.
         InvalidRoutes: the turns do not agree on the model's shape.
     """
@@ -101,6 +103,7 @@ def stitch(
     tokens = _tokens(trajectory, token_ids)
     _check_shapes(trajectory)
     if missing == "raise":
+        _check_trusted(trajectory)
         _check_turns(trajectory)
     matches = [common_prefix(turn.token_ids, tokens) for turn in trajectory.turns]
     stitched = _lay(trajectory, tokens, matches)
@@ -138,6 +141,8 @@ def _lay(trajectory: Trajectory, tokens: np.ndarray, matches: list[int]) -> Stit
     sampled = np.zeros(len(tokens), bool)
     for index, (turn, match) in enumerate(zip(trajectory.turns, matches, strict=True)):
         sampled[turn.manifest.prompt_len : match] = True
+        if turn.manifest.invalid:
+            continue
         span = slice(turn.token_start, min(turn.token_stop, match))
         if span.stop <= span.start:
             continue
@@ -175,6 +180,23 @@ def _check_shapes(trajectory: Trajectory) -> None:
                 f"turn 0 has {shapes[0]}. One trajectory is sampled from one model."
             )
             raise InvalidRoutes(msg, trajectory_id=trajectory.trajectory_id, turn=index)
+
+
+def _check_trusted(trajectory: Trajectory) -> None:
+    for index, turn in enumerate(trajectory.turns):
+        if turn.manifest.invalid:
+            msg = (
+                f"trajectory {trajectory.trajectory_id}: {trajectory.describe_turn(index)} was "
+                f"sealed as invalid ({', '.join(turn.manifest.invalid)}): vLLM did not capture "
+                "its routes. Look at the engine's log and `routereplay doctor`; "
+                'pass missing="live" to let the router decide there.'
+            )
+            raise PoisonedRoutes(
+                msg,
+                trajectory_id=trajectory.trajectory_id,
+                turn=index,
+                reasons=list(turn.manifest.invalid),
+            )
 
 
 def _check_turns(trajectory: Trajectory) -> None:

@@ -87,6 +87,10 @@ class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
     token_digest: bytes
     """BLAKE3-16 of the int32 little-endian token ids of prompt and completion."""
 
+    invalid: tuple[str, ...] = ()
+    """What the recorder saw in these rows that real routes never show (`zero_rows`,
+    `stale_rows`, ...); empty if nothing. Such rows must not be replayed."""
+
     @property
     def row_nbytes(self) -> int:
         """Bytes of one token's row."""

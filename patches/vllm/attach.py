@@ -8,6 +8,7 @@ import os
 from multiprocessing.util import Finalize
 from typing import Any
 
+from routereplay.patches.vllm.canary import Canary
 from routereplay.patches.vllm.engine_args import capture_section
 from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.metrics import Metrics
@@ -22,11 +23,26 @@ RECORDER = "_routereplay_recorder"
 """Attribute of an `OutputProcessor` that is recorded."""
 
 
+CANARY = "_routereplay_canary"
+"""Attribute of an `OutputProcessor` whose engine's routes are to be proven."""
+
+
+@functools.cache
+def process_settings() -> Settings:
+    """Return the settings of this process."""
+    return Settings.from_env(os.environ)
+
+
+@functools.cache
+def process_metrics() -> Metrics:
+    """Return the metrics of this process: prometheus_client knows each name once."""
+    return Metrics()
+
+
 @functools.cache
 def process_exporter() -> Exporter:
     """Return the exporter of this process; one for all engines, as metrics are."""
-    settings = Settings.from_env(os.environ)
-    exporter = Exporter(settings, Metrics().publish)
+    exporter = Exporter(process_settings(), process_metrics().publish)
     # atexit alone would miss API servers that multiprocessing started.
     Finalize(None, exporter.close, exitpriority=100)
     return exporter
@@ -67,8 +83,10 @@ def _topk(model_config: Any) -> int:
     return int(text_config.top_k_experts if topk is None else topk)
 
 
-def attach(output_processor: Any, facts: ModelFacts, *, keep_native: bool) -> Recorder:
-    """Make `output_processor` record; returns its recorder."""
+def attach(
+    output_processor: Any, facts: ModelFacts, model_config: Any, *, keep_native: bool
+) -> Canary | None:
+    """Make `output_processor` record; returns the canary of its engine, if there is one."""
     exporter = process_exporter()
     recorder = Recorder(
         facts, exporter, keep_native=keep_native, only_new_rows=exporter.only_new_rows
@@ -79,4 +97,15 @@ def attach(output_processor: Any, facts: ModelFacts, *, keep_native: bool) -> Re
         *(recorder.engine_id, facts.name, facts.num_layers, facts.topk),
         *(facts.num_experts, facts.row_nbytes, exporter.store_name),
     )
-    return recorder
+    mode = process_settings().canary
+    if mode == "off":
+        return None
+    canary = Canary(
+        recorder,
+        mode,
+        vocab_size=model_config.get_vocab_size(),
+        max_model_len=model_config.max_model_len,
+        publish=process_metrics().canary,
+    )
+    setattr(output_processor, CANARY, canary)
+    return canary

@@ -5,28 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 from routereplay.patches._patch import Function, Patch
-from routereplay.patches.vllm.attach import RECORDER, attach, model_facts
+from routereplay.patches.vllm.attach import CANARY, RECORDER, attach, model_facts
 
 
-def _attach_after(original: Function, *, keep_native: bool) -> Function:
+def _attach_server(original: Function) -> Function:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         # Before the engine starts: what is wrong with the model is said at once.
         facts = model_facts(vllm_config)
         original(self, vllm_config, *args, **kwargs)
         if facts is not None:
-            attach(self.output_processor, facts, keep_native=keep_native)
+            attach(self.output_processor, facts, vllm_config.model_config, keep_native=False)
 
     return __init__
 
 
-def _attach_server(original: Function) -> Function:
-    return _attach_after(original, keep_native=False)
-
-
 def _attach_offline(original: Function) -> Function:
-    # The caller of offline LLM.generate holds the arrays in his own process: there is no
-    # response to relieve, and `outputs[0].routed_experts` stays where his code looks for it.
-    return _attach_after(original, keep_native=True)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        facts = model_facts(vllm_config)
+        original(self, vllm_config, *args, **kwargs)
+        if facts is not None:
+            # The caller of offline LLM.generate holds the arrays in his own process: there is
+            # no response to relieve, and they stay where his code looks for them.
+            model = vllm_config.model_config
+            canary = attach(self.output_processor, facts, model, keep_native=True)
+            if canary is not None:
+                canary.before_use(self)
+
+    return __init__
+
+
+def _prove_first(original: Function) -> Function:
+    async def get_supported_tasks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        canary = self.output_processor.__dict__.get(CANARY)
+        if canary is not None:
+            await canary.before_serving(self)
+        return await original(self, *args, **kwargs)
+
+    return get_supported_tasks
 
 
 def _note_shutdown(original: Function) -> Function:
@@ -63,6 +78,18 @@ ATTACH_OFFLINE = Patch(
     wrapper=_attach_offline,
     reason=_REASON,
     remove_when=_REMOVE_WHEN,
+)
+
+PROVE_FIRST = Patch(
+    name="vllm.prove-first",
+    target="vllm.v1.engine.async_llm:AsyncLLM.get_supported_tasks",
+    uses=("self",),
+    wrapper=_prove_first,
+    reason=(
+        "Awaited by the server before it is ready and by each request before it is admitted, "
+        "in every release: the canary generates before anybody is served."
+    ),
+    remove_when="vLLM proves at start that capture works.",
 )
 
 NOTE_SHUTDOWN = Patch(

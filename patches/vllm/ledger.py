@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,6 +43,8 @@ class Stats:
     """`sealed`, and `dropped:<reason>`: choices of requests by how they ended."""
     not_recorded: dict[str, int] = field(default_factory=dict)
     """Requests that cannot be recorded, by reason."""
+    suspects: dict[str, int] = field(default_factory=dict)
+    """Records whose rows cannot be real, by reason."""
     events: dict[str, int] = field(default_factory=dict)
     """What happened on the way, by name: `store_error`, `internal_error`, `replayed`,
     `restarted`, `spool_adopted`, `spool_quarantined`, `spool_error`."""
@@ -87,6 +90,7 @@ class Ledger:
         self._dropped: dict[str, Amount] = {}
         self._records: Counter[str] = Counter()
         self._not_recorded: Counter[str] = Counter()
+        self._suspects: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._store_away = False
         self._oldest_unsent_s = 0.0
@@ -192,6 +196,11 @@ class Ledger:
         with self._lock:
             self._not_recorded[reason] += 1
 
+    def suspect(self, reasons: Iterable[str]) -> None:
+        """The rows of one record cannot be real."""
+        with self._lock:
+            self._suspects.update(reasons)
+
     def happened(self, event: str) -> None:
         """Count one of `Stats.events`."""
         with self._lock:
@@ -218,6 +227,7 @@ class Ledger:
                 dropped={reason: _copy(amount) for reason, amount in self._dropped.items()},
                 records=dict(self._records),
                 not_recorded=dict(self._not_recorded),
+                suspects=dict(self._suspects),
                 events=dict(self._events),
                 store_away=self._store_away,
                 oldest_unsent_s=self._oldest_unsent_s,

@@ -38,7 +38,21 @@ class Metrics:
         )
         self._errors = Counter(f"{_P}_errors", "Failed POSTs, disks, and own steps.", ["kind"])
         self._events = Counter(f"{_P}_events", "What happened on the way.", ["event"])
+        self._canary = Gauge(
+            f"{_P}_canary",
+            "Engine front ends by what the canary found.",
+            ["state"],
+            multiprocess_mode="livesum",
+        )
+        self._suspect = Counter(
+            f"{_P}_suspect_records", "Records whose rows cannot be real.", ["reason"]
+        )
         self._seen: dict[tuple[Any, str], int] = {}
+
+    def canary(self, state: str) -> None:
+        """Say what the canary of this process found."""
+        for other in ("pending", "proven", "unproven", "failed"):
+            self._canary.labels(other).set(other == state)
 
     def publish(self, stats: Stats) -> None:
         """Bring every metric up to `stats`; called by one thread."""
@@ -60,6 +74,8 @@ class Metrics:
             self._raise_to(self._records, outcome, count)
         for reason, count in stats.not_recorded.items():
             self._raise_to(self._not_recorded, reason, count)
+        for reason, count in stats.suspects.items():
+            self._raise_to(self._suspect, reason, count)
         for event, count in stats.events.items():
             kind = event.removesuffix("_error")
             if kind in _ERRORS:

@@ -84,6 +84,12 @@ class Outbox:
         del self._uploads[info.upload_id]
         if not upload.lost:
             self._enqueue(upload, upload.seal(ending, now))
+            if upload.invalid:
+                self._ledger.suspect(upload.invalid)
+                self._quiet.warning(
+                    "the routes of %s cannot be real (%s): the record is sealed as invalid",
+                    *(info.client.request_id, ", ".join(upload.invalid)),
+                )
 
     def lose(self, info: RecordInfo, reason: str, now: float) -> None:
         """Give a record of this process up; nothing more comes for it."""

@@ -22,6 +22,8 @@ class ModelFacts:
     num_layers: int
     topk: int
     num_experts: int
+    moe_layers: tuple[int, ...] | None = None
+    """Layers that route, as the canary saw them; None if it did not run."""
 
     @property
     def dtype(self) -> DtypeName:
@@ -66,7 +68,8 @@ class OpenRecord:
     """A request in progress, as the event loop sees it."""
 
     __slots__ = (
-        *("extra_args", "info", "lineage", "muted", "owed", "rows", "source", "state", "strip"),
+        *("extra_args", "info", "lineage", "muted", "owed", "rows", "shown"),
+        *("source", "state", "strip"),
     )
 
     def __init__(
@@ -89,6 +92,8 @@ class OpenRecord:
         """Take the rows away from vLLM, so that the response does not carry them."""
         self.muted = False
         """Not recorded, or lost: its rows are taken away and go nowhere."""
+        self.shown: list[np.ndarray] | None = None
+        """Of the canary's own request: its rows go here."""
         self.rows = 0
         self.owed = len(info.prompt_token_ids) - info.row_start - 1
         """Rows that are due with the next step besides one for each new token: the prompt's."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -61,6 +62,8 @@ class Recorder:
         self._exporter = exporter
         self._keep_native = keep_native
         self._open: dict[str, OpenRecord] = {}
+        self._probes: dict[str, list[np.ndarray]] = {}
+        self._refused = ""
         self._ordinals = Ordinals()
         self._new_rows = NewRows(enabled=only_new_rows)
         self._uploads = itertools.count()
@@ -69,6 +72,23 @@ class Recorder:
     def stats(self) -> Stats:
         """Return the counters of this process."""
         return self._exporter.stats()
+
+    @property
+    def model(self) -> ModelFacts:
+        """Sizes of the model's routes."""
+        return self._model
+
+    def show_rows_of(self, request_id: str, steps: list[np.ndarray]) -> None:
+        """Put the rows of a request of our own into `steps`, and record nothing of it."""
+        self._probes[request_id] = steps
+
+    def proven(self, moe_layers: tuple[int, ...]) -> None:
+        """The canary has seen real routes in these layers."""
+        self._model = replace(self._model, moe_layers=moe_layers)
+
+    def refuse(self, reason: str) -> None:
+        """Record nothing from now on: every request is counted and reported as lost."""
+        self._refused = reason
 
     def request_added(self, request: Any, state: Any) -> None:
         """vLLM accepted `request` (`EngineCoreRequest`) and made `state` (`RequestState`)."""
@@ -112,15 +132,21 @@ class Recorder:
         info = self._info(request, state, extra_args)
         strip = not (asked or self._keep_native)
         reason = _why_not(request)
+        shown = self._probes.pop(request.external_req_id, None)
         lineage = None
-        if strip and not reason:
+        if strip and not reason and shown is None and not self._refused:
             info, lineage = self._new_rows.begin(self._exporter.known, request, state, info)
         record = OpenRecord(info, state, extra_args=extra_args, strip=strip, lineage=lineage)
-        if reason:
+        if shown is not None:
+            record.muted, record.shown = True, shown
+        elif reason:
             self._exporter.ledger.not_recorded(reason)
             record.muted = True
         else:
             self._exporter.open(info, record.source)
+            if self._refused:
+                self._exporter.ledger.not_recorded(self._refused)
+                self._lose(record, self._refused)
         self._open[request.request_id] = record
 
     def _info(self, request: Any, state: Any, extra_args: dict[str, Any]) -> RecordInfo:
@@ -154,6 +180,8 @@ class Recorder:
                 if record.strip:
                     output.routed_experts = None
                 if record.muted:
+                    if record.shown is not None:
+                        record.shown.append(rows_TLK.copy())
                     continue
                 rows = len(rows_TLK)
                 if self._keep_native:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+
+CanaryMode: TypeAlias = Literal["refuse", "mute", "off"]
+"""A failed canary ends the start-up, or lets vLLM serve and nothing be recorded."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Settings:
     """How long the end of the process may wait for the last rows."""
     only_new_rows: bool = True
     """Leave out rows that an earlier turn of the trajectory or another choice has."""
+    canary: CanaryMode = "refuse"
+    """What to do when the first generation shows that routes are not real."""
     allow_untested: bool = False
     """Run on a vLLM outside the proven range; symbols and signatures are checked all the same."""
 
@@ -66,6 +72,7 @@ class Settings:
             spool_bytes=int(_positive(environ, "SPOOL_BYTES", cls.spool_bytes)),
             flush_timeout_s=_positive(environ, "FLUSH_TIMEOUT_S", cls.flush_timeout_s),
             only_new_rows=environ.get("ROUTEREPLAY_ONLY_NEW_ROWS", "1") != "0",
+            canary=_canary(environ.get("ROUTEREPLAY_CANARY", "refuse")),
             allow_untested=environ.get("ROUTEREPLAY_ALLOW_UNTESTED", "0") == "1",
         )
 
@@ -88,6 +95,14 @@ def _positive(environ: Mapping[str, str], name: str, default: float) -> float:
         msg = f"ROUTEREPLAY_{name}={text!r} means nothing; expected a number above 0"
         raise ValueError(msg)
     return value
+
+
+def _canary(text: str) -> CanaryMode:
+    mode = text.strip().lower()
+    if mode not in get_args(CanaryMode):
+        msg = f"ROUTEREPLAY_CANARY={text!r} means nothing; expected refuse, mute or off"
+        raise ValueError(msg)
+    return cast(CanaryMode, mode)
 
 
 def _store_url(text: str) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from routereplay.patches._patch import Patch, Requirement
 from routereplay.patches.vllm.engine_args import CAPTURE_ROUTES
-from routereplay.patches.vllm.engine_init import ATTACH_ASYNC, ATTACH_OFFLINE, NOTE_SHUTDOWN
+from routereplay.patches.vllm.engine_init import (
+    ATTACH_ASYNC,
+    ATTACH_OFFLINE,
+    NOTE_SHUTDOWN,
+    PROVE_FIRST,
+)
 from routereplay.patches.vllm.output_processor import (
     NOTE_ABORT,
     NOTE_FAILURE,
@@ -24,6 +29,7 @@ PATCHES: tuple[Patch, ...] = (
     CAPTURE_ROUTES,
     ATTACH_ASYNC,
     ATTACH_OFFLINE,
+    PROVE_FIRST,
     NOTE_REQUEST,
     TAP_ROWS,
     NOTE_ABORT,
@@ -64,7 +70,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         target="vllm.config.model:ModelConfig",
         names=(
             *("is_moe", "model", "served_model_name", "hf_text_config"),
-            *("get_total_num_hidden_layers", "get_num_experts"),
+            *("get_total_num_hidden_layers", "get_num_experts", "get_vocab_size"),
+            "max_model_len",
         ),
         reason="sizes of the routes",
     ),

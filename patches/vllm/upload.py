@@ -9,6 +9,7 @@ import numpy as np
 from routereplay.patches.vllm.origin import Origin
 from routereplay.patches.vllm.parcel import Parcel
 from routereplay.patches.vllm.record import Ending, RecordInfo
+from routereplay.patches.vllm.watch import Watch
 from routereplay.wire.digest import digest
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.frame import encode_frame
@@ -41,6 +42,9 @@ class Upload:
         self._seen_at: float | None = None
         self._framed_rows = 0
         self._refs: list[ChunkRef] = []
+        self._watch = Watch(info.model)
+        self.invalid: tuple[str, ...] = ()
+        """Why the rows cannot be real; known once it is sealed."""
 
     @property
     def pending(self) -> bool:
@@ -79,6 +83,7 @@ class Upload:
         rows_TLK = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         rows_TLK = np.ascontiguousarray(rows_TLK)
         check_rows(rows_TLK, model.num_experts, self.info.client.request_id)
+        self._watch.look(rows_TLK)
         step = max(chunk_bytes // model.row_nbytes, 1)
         starts = range(0, len(rows_TLK), step)
         return [self._chunk(rows_TLK[start : start + step], now) for start in starts]
@@ -89,6 +94,7 @@ class Upload:
         tokens = np.concatenate(
             [*_int32(info.prompt_token_ids), *_int32(ending.completion_token_ids)]
         )
+        self.invalid = self._watch.verdict(tokens[info.row_start :])
         manifest = RecordManifest(
             request_id=info.client.request_id,
             choice=info.client.choice,
@@ -106,6 +112,7 @@ class Upload:
             rows=self._framed_rows,
             finish_reason=ending.finish_reason,
             policy_versions=ending.policy_versions,
+            invalid=self.invalid,
             engine_id=info.engine_id,
             ordinal=info.ordinal,
             started_at=info.started_at,

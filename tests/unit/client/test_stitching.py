@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 from support.trajectories import conversation, expected_rows, trajectory, turn
 
-from routereplay.client import MisalignedRoutes, MissingRoutes, stitch
+from routereplay.client import MisalignedRoutes, MissingRoutes, PoisonedRoutes, stitch
 from routereplay.wire import TurnStatus
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.records import PolicySpan
@@ -235,3 +236,24 @@ def test_stitched_routes_of_one_layer_range_keep_its_start():
 
     assert stitched.layer_start == 1
     assert stitched.experts.shape == (8, 2, 2)
+
+
+def poisoned(routes):
+    manifest = msgspec.structs.replace(routes.manifest, invalid=("zero_rows",))
+    return dataclasses.replace(routes, manifest=manifest)
+
+
+def test_a_turn_that_was_sealed_as_invalid_is_refused_with_its_reason():
+    (first, second), tokens = conversation((5, 3), (2, 4))
+
+    with pytest.raises(PoisonedRoutes, match=r"turn 1.*sealed as invalid \(zero_rows\)"):
+        stitch(trajectory(first, poisoned(second)), tokens)
+
+
+def test_with_missing_live_no_row_of_an_invalid_turn_is_used():
+    (first, second), tokens = conversation((5, 3), (2, 4))
+
+    stitched = stitch(trajectory(poisoned(first), second), tokens, missing="live")
+
+    assert stitched.missing.tolist() == [True] * 7 + [False] * 6 + [True]
+    assert not stitched.experts[:7].any()

@@ -10,6 +10,7 @@ from routereplay.cli.commands import (
     demo,
     doctor,
     get,
+    keys,
     ls,
     parity,
     serve,
@@ -38,6 +39,7 @@ for module in (
 ):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(spool.app, name="spool")
+app.add_typer(keys.app, name="keys")
 
 
 def _version(asked: bool) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from routereplay.client.tls import connection_hint
 from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import StoreTimeout, StoreUnreachable
 
@@ -173,7 +174,7 @@ class Connections:
             return StoreTimeout(msg, url=self.name)
         msg = (
             f"no connection to the route store at {self.name} "
-            f"({type(error).__name__}: {error}). Is `routereplay serve` running there?"
+            f"({type(error).__name__}: {error}). {connection_hint(error, self.name)}"
         )
         return StoreUnreachable(msg, url=self.name)
 

@@ -12,6 +12,7 @@ import httpx
 
 from routereplay.client._http import Connections, fresh
 from routereplay.client._operations import Call, error_of
+from routereplay.client.tls import TlsFiles, connection_hint
 from routereplay.wire.errors import RouteReplayError, StoreTimeout, StoreUnreachable
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -32,7 +33,7 @@ class BlockingTransport:
             base_url,
             headers=_headers(api_key),
             connect_timeout_s=min(timeout_s, _CONNECT_TIMEOUT_S),
-            ssl_context=ssl_context,
+            ssl_context=ssl_context or TlsFiles.from_env(os.environ).context(),
         )
 
     def send(self, call: Call) -> memoryview:
@@ -74,7 +75,7 @@ class AsyncTransport:
         self._http = httpx.AsyncClient(
             base_url="http://routereplay" if path else base_url.rstrip("/"),
             transport=httpx.AsyncHTTPTransport(
-                uds=path, verify=ssl_context or ssl.create_default_context()
+                uds=path, verify=ssl_context or TlsFiles.from_env(os.environ).context()
             ),
             headers=_headers(api_key),
             trust_env=False,
@@ -115,10 +116,7 @@ class AsyncTransport:
         if isinstance(error, httpx.TimeoutException):
             msg = f"the route store at {url} did not answer in time ({type(error).__name__})"
             return StoreTimeout(msg, url=url)
-        msg = (
-            f"no connection to the route store at {url} ({error}). "
-            "Is `routereplay serve` running there?"
-        )
+        msg = f"no connection to the route store at {url} ({error}). {connection_hint(error, url)}"
         return StoreUnreachable(msg, url=url)
 
 

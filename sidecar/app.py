@@ -20,6 +20,8 @@ from routereplay.sidecar.api import (
 from routereplay.sidecar.api.observe import Observe
 from routereplay.sidecar.api.openapi import install_openapi
 from routereplay.sidecar.api.problems import install_handlers
+from routereplay.sidecar.auth.key_store import WatchedKeys
+from routereplay.sidecar.auth.middleware import Authenticate
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.settings import Settings
 from routereplay.sidecar.version import package_version
@@ -28,10 +30,17 @@ from routereplay.sidecar.version import package_version
 def create_app(settings: Settings) -> FastAPI:
     """Return the app; its lifespan opens the store and closes it.
 
+    Raises:
+        KeyFileInvalid: see `read_key_file`.
+
     Raises (on startup):
         EngineStartError, EngineMisconfigured: see `Runtime.open`.
     """
-    runtime = Runtime(settings)
+    keys = None
+    if settings.keys_file is not None:
+        keys = WatchedKeys(settings.keys_file)
+        keys.load()
+    runtime = Runtime(settings, keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,5 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     install_openapi(app)
     for module in (ingest, overview, requests, trajectories, fetch, health, pages, docs):
         app.include_router(module.router)
+    # The last one added is the first one asked.
+    app.add_middleware(Authenticate, keys=keys, metrics=runtime.metrics)
     app.add_middleware(Observe, metrics=runtime.metrics)
     return app

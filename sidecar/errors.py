@@ -11,6 +11,24 @@ class EngineStartError(RouteReplayError):
     code = "engine_start_failed"
 
 
+class KeyFileInvalid(RouteReplayError):
+    """A key file that cannot be read, or that nobody should trust."""
+
+    code = "key_file_invalid"
+
+
+class ExposedWithoutKeys(RouteReplayError):
+    """A store that strangers could reach, without API keys."""
+
+    code = "exposed_without_keys"
+
+
+class TlsMisconfigured(RouteReplayError):
+    """Certificates or keys that cannot be used."""
+
+    code = "tls_misconfigured"
+
+
 class EngineMisconfigured(RouteReplayError):
     """The engine would not keep what the store promises."""
 

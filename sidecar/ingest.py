@@ -53,12 +53,14 @@ class Ingest:
         index: Index,
         ancestry: Ancestry,
         *,
+        namespace: str,
         value_bytes: int,
         staging_ttl_s: int,
     ) -> None:
         self._blobs = blobs
         self._index = index
         self._ancestry = ancestry
+        self._namespace = namespace
         self._value_bytes = value_bytes
         self._staging_ttl_s = staging_ttl_s
 
@@ -99,7 +101,7 @@ class Ingest:
         raise TypeError(msg)
 
     async def _stage(self, chunk: Chunk, payload: memoryview) -> FrameResult:
-        key = _key(chunk.request_id, chunk.trajectory_id, chunk.choice)
+        key = self._key(chunk.request_id, chunk.trajectory_id, chunk.choice)
         upload_id = normalize_id(chunk.upload_id)
         layout, laid = await self._lay_out(chunk, payload)
         staged = StagedChunk(
@@ -120,7 +122,8 @@ class Ingest:
         if outcome != "staged":
             raise _refusal(outcome, f"chunk {chunk.seq} of upload {upload_id}", key)
         pointer = Pointer(key.tag, key.request_id)
-        for name in (key.request_id, *chunk.aliases):
+        for item_id in (key.request_id, *chunk.aliases):
+            name = keys.name_of(self._namespace, item_id)
             # With every chunk, as any of them may be the first to arrive.
             if await self._index.locate(name) != pointer:
                 await self._index.claim(name, pointer)
@@ -137,7 +140,7 @@ class Ingest:
 
     async def _seal(self, seal: Seal, payload: memoryview) -> FrameResult:
         manifest = seal.manifest
-        key = _key(manifest.request_id, manifest.trajectory_id, manifest.choice)
+        key = self._key(manifest.request_id, manifest.trajectory_id, manifest.choice)
         upload_id = normalize_id(seal.upload_id)
         content = _content(manifest)
         sealed = await self._index.content(key)
@@ -168,14 +171,18 @@ class Ingest:
         raise _refusal(outcome, "seal", key)
 
     async def _drop(self, drop: Drop) -> FrameResult:
-        key = _key(drop.request_id, drop.trajectory_id, drop.choice)
+        key = self._key(drop.request_id, drop.trajectory_id, drop.choice)
         started_at = drop.started_at or time.time()
         entry = Entry(drop.engine_id, drop.ordinal, started_at, drop.reason, drop.rows)
         pointer = Pointer(key.tag, key.request_id)
-        for name in (key.request_id, *drop.aliases):
-            await self._index.claim(name, pointer)
+        for item_id in (key.request_id, *drop.aliases):
+            await self._index.claim(keys.name_of(self._namespace, item_id), pointer)
         await self._index.drop(key, normalize_id(drop.upload_id), entry)
         return FrameResult(status="noted")
+
+    def _key(self, request_id: str, trajectory_id: str | None, choice: int) -> RecordKey:
+        tag = keys.tag_of(self._namespace, request_id, trajectory_id)
+        return RecordKey(tag, request_id, choice)
 
     async def _claim(self, key: RecordKey, aliases: tuple[str, ...]) -> None:
         """Lead the request's names to its record before it is sealed, so that it is found at once.
@@ -184,15 +191,13 @@ class Ingest:
         that does stays where it is: the record is found by its own id.
         """
         pointer = Pointer(key.tag, key.request_id)
-        if await self._index.claim(key.request_id, pointer) != pointer:
+        name = keys.name_of(self._namespace, key.request_id)
+        if await self._index.claim(name, pointer) != pointer:
             raise _conflict(key)
         for alias in aliases:
-            if await self._index.claim(alias, pointer) != pointer:
+            name = keys.name_of(self._namespace, alias)
+            if await self._index.claim(name, pointer) != pointer:
                 logger.warning("alias %s of %s leads to another record", alias, key.request_id)
-
-
-def _key(request_id: str, trajectory_id: str | None, choice: int) -> RecordKey:
-    return RecordKey(keys.tag_of(request_id, trajectory_id), request_id, choice)
 
 
 def _content(manifest: RecordManifest) -> bytes:

@@ -35,13 +35,14 @@ async def never_gone() -> bool:
 class Lookup:
     """Finds requests and trajectories under any id that a client may know them by."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, namespace: str) -> None:
         self._index = index
+        self._namespace = namespace
 
     async def request(self, request_id: str) -> list[RecordStatus]:
         """Return the status of every choice of a request, or raise `NotFound`."""
         name = normalize_id(request_id)
-        pointer = await self._index.locate(name)
+        pointer = await self._index.locate(keys.name_of(self._namespace, name))
         found = [] if pointer is None else await self._index.request(pointer)
         if not found:
             what = f"request {name}"
@@ -62,7 +63,7 @@ class Lookup:
     async def trajectory(self, trajectory_id: str) -> list[RecordStatus]:
         """Return the status of every turn of a trajectory in order, or raise `NotFound`."""
         name = normalize_id(trajectory_id)
-        found = await self._index.trajectory(keys.trajectory_tag(name))
+        found = await self._index.trajectory(keys.trajectory_tag(self._namespace, name))
         if not found:
             what = f"trajectory {name}"
             raise _unknown(what, name)

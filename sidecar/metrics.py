@@ -58,6 +58,12 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
+        self.files_in_order = Gauge(
+            "routereplay_files_in_order",
+            "1 if the key file and the certificates are as they should be, else 0.",
+            registry=self.registry,
+        )
+        self.files_in_order.set(1)
         self.waiting = Gauge(
             "routereplay_waiting_requests", "Reads that wait for a seal.", registry=self.registry
         )

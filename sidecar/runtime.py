@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
 
 import redis.asyncio
 
+from routereplay.sidecar.auth.key_store import WatchedKeys
 from routereplay.sidecar.embedded import EmbeddedEngine
+from routereplay.sidecar.http.tls import ServerTls
 from routereplay.sidecar.journal import Journal
 from routereplay.sidecar.metrics import Metrics
+from routereplay.sidecar.periodic import Periodic
 from routereplay.sidecar.service import RouteStore
 from routereplay.sidecar.settings import Settings
+from routereplay.sidecar.store.base import Blobs, Index
 from routereplay.sidecar.store.redis_blobs import RedisBlobs
 from routereplay.sidecar.store.redis_engine import check_engine, connect, engine_errors
 from routereplay.sidecar.store.redis_index import RedisIndex
@@ -24,43 +29,61 @@ from routereplay.wire.errors import StoreUnavailable
 logger = logging.getLogger(__name__)
 
 _VALUE_CONNECTIONS = 8
+_FILES_EVERY_S = 2.0
 
 
 class Runtime:
     """Opened and closed by the app's lifespan; handlers find it in `app.state.runtime`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keys: WatchedKeys | None = None) -> None:
         self.settings = settings
+        self.tls = ServerTls.from_settings(settings)
+        self._keys = keys
+        self._files = Periodic(self._refresh_files, _FILES_EVERY_S)
         self.metrics = Metrics()
         self.stopping = False
         """Set by the server when it is told to stop, while requests are still open."""
         self._embedded: EmbeddedEngine | None = None
         self._client: redis.asyncio.Redis | None = None
         self._values: RespPool | None = None
-        self._store: RouteStore | None = None
-        self._journal: Journal | None = None
+        self._parts: tuple[Blobs, Index] | None = None
+        self._journals: dict[str, Journal] = {}
         self._inflight_bytes = 0
 
-    @property
-    def store(self) -> RouteStore:
-        """The route store, once opened."""
-        if self._store is None:
+    def store(self, namespace: str) -> RouteStore:
+        """Return the route store of a namespace."""
+        if self._parts is None:
             msg = "the sidecar is not open"
             raise RuntimeError(msg)
-        return self._store
+        settings = self.settings
+        return RouteStore(
+            *self._parts,
+            namespace=namespace,
+            value_bytes=settings.value_bytes,
+            staging_ttl_s=settings.staging_ttl_s,
+            max_wait_s=settings.max_wait_s,
+            max_fetch_ids=settings.max_fetch_ids,
+        )
 
-    @property
-    def journal(self) -> Journal:
-        """What happened lately, once opened."""
-        if self._journal is None:
-            msg = "the sidecar is not open"
-            raise RuntimeError(msg)
-        return self._journal
+    def journal(self, namespace: str) -> Journal:
+        """Return what happened lately in a namespace."""
+        journal = self._journals.get(namespace)
+        if journal is None:
+            settings = self.settings
+            log = RedisJournal(
+                self._open_client(),
+                namespace,
+                ttl_s=settings.ttl_s,
+                index_ttl_s=settings.index_ttl_s,
+            )
+            journal = self._journals[namespace] = Journal(log, self.metrics)
+            journal.start()
+        return journal
 
     @property
     def engine_kind(self) -> str:
         """`embedded` or `external`."""
-        return "external" if self.settings.redis_url else "embedded"
+        return "external" if self.settings.has_engine else "embedded"
 
     async def open(self) -> None:
         """Start or reach the engine and check it.
@@ -70,9 +93,8 @@ class Runtime:
             EngineMisconfigured: the engine would lose acknowledged routes.
         """
         settings = self.settings
-        if settings.redis_url is not None:
-            url = settings.redis_url.get_secret_value()
-        else:
+        url = settings.engine_url()
+        if url is None:
             self._embedded = EmbeddedEngine(
                 durability=settings.durability,
                 data_dir=settings.data_dir,
@@ -87,10 +109,7 @@ class Runtime:
             self._values = RespPool(
                 url, timeout_s=settings.engine_timeout_s, connections=_VALUE_CONNECTIONS
             )
-        self._store = _store(self._client, self._values, settings)
-        log = RedisJournal(self._client, ttl_s=settings.ttl_s, index_ttl_s=settings.index_ttl_s)
-        self._journal = Journal(log, self.metrics)
-        self._journal.start()
+        self._parts = _parts(self._client, self._values, settings)
         try:
             await self.check()
         except StoreUnavailable as error:
@@ -99,13 +118,15 @@ class Runtime:
         except BaseException:
             await self.close()
             raise
+        self._files.start()
         logger.info("route store open: %s engine, %s", self.engine_kind, settings.durability)
 
     async def close(self) -> None:
         """Close connections and stop the embedded engine."""
-        if self._journal is not None:
-            await self._journal.stop()
-            self._journal = None
+        await self._files.stop()
+        for journal in self._journals.values():
+            await journal.stop()
+        self._journals.clear()
         if self._values is not None:
             self._values.close()
             self._values = None
@@ -116,7 +137,7 @@ class Runtime:
         if self._embedded is not None:
             await self._embedded.stop()
             self._embedded = None
-        self._store = None
+        self._parts = None
 
     async def check(self) -> None:
         """Raise unless the engine answers and is configured to keep what it is given."""
@@ -152,6 +173,13 @@ class Runtime:
             self._inflight_bytes -= nbytes
             self.metrics.inflight_bytes.set(self._inflight_bytes)
 
+    async def _refresh_files(self) -> None:
+        """Take up API keys and certificates that were replaced."""
+        in_order = self._keys is None or await asyncio.to_thread(self._keys.refresh)
+        if self.tls is not None and self.settings.enable_ssl_refresh:
+            in_order &= await asyncio.to_thread(self.tls.refresh)
+        self.metrics.files_in_order.set(in_order)
+
     def _open_client(self) -> redis.asyncio.Redis:
         if self._client is None:
             msg = "the sidecar is not open"
@@ -159,18 +187,13 @@ class Runtime:
         return self._client
 
 
-def _store(client: redis.asyncio.Redis, values: RespPool | None, settings: Settings) -> RouteStore:
+def _parts(
+    client: redis.asyncio.Redis, values: RespPool | None, settings: Settings
+) -> tuple[Blobs, Index]:
     index = RedisIndex(
         client,
         ttl_s=settings.ttl_s,
         staging_ttl_s=settings.staging_ttl_s,
         index_ttl_s=settings.index_ttl_s,
     )
-    return RouteStore(
-        RedisBlobs(client) if values is None else RespBlobs(values),
-        index,
-        value_bytes=settings.value_bytes,
-        staging_ttl_s=settings.staging_ttl_s,
-        max_wait_s=settings.max_wait_s,
-        max_fetch_ids=settings.max_fetch_ids,
-    )
+    return RedisBlobs(client) if values is None else RespBlobs(values), index

@@ -10,12 +10,14 @@ from types import FrameType
 import uvicorn
 
 from routereplay.sidecar.app import create_app
+from routereplay.sidecar.auth.exposure import check_exposure
 from routereplay.sidecar.http.descriptors import connections_that_fit
 from routereplay.sidecar.http.limits import HttpLimits
 from routereplay.sidecar.http.protocol import bounded_protocol
 from routereplay.sidecar.logs import configure_logging
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.settings import Settings, misspelt_variables
+from routereplay.wire.errors import RouteReplayError
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def create_server(settings: Settings) -> StoreServer:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.graceful_shutdown_s,
     )
+    config.load()
+    config.ssl = None if runtime.tls is None else runtime.tls.context
     return StoreServer(config, runtime)
 
 
@@ -84,7 +88,12 @@ def serve(settings: Settings) -> None:
     configure_logging(settings.log_level)
     for name, close in misspelt_variables(os.environ).items():
         logger.warning("%s is not a setting and changes nothing; did you mean %s?", name, close)
-    server = create_server(settings)
+    try:
+        check_exposure(settings)
+        server = create_server(settings)
+    except RouteReplayError as error:
+        logger.error("%s: %s", error.code, error.message)
+        raise SystemExit(3) from error
     server.run()
     faulthandler.cancel_dump_traceback_later()
     if not server.started:

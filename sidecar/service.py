@@ -37,13 +37,17 @@ _Found: TypeAlias = tuple[RecordStatus, list[Slice]]
 
 
 class RouteStore:
-    """Stages, seals, serves and deletes routes over an index and its blobs."""
+    """Stages, seals, serves and deletes the routes of one namespace over an index and its blobs.
+
+    It holds nothing but what it is given: one is made for every request.
+    """
 
     def __init__(
         self,
         blobs: Blobs,
         index: Index,
         *,
+        namespace: str,
         value_bytes: int,
         staging_ttl_s: int,
         max_wait_s: float,
@@ -51,10 +55,15 @@ class RouteStore:
     ) -> None:
         self._blobs = blobs
         self._index = index
-        self._lookup = Lookup(index)
+        self._lookup = Lookup(index, namespace)
         self._ancestry = Ancestry(blobs, index)
         self._ingest = Ingest(
-            blobs, index, self._ancestry, value_bytes=value_bytes, staging_ttl_s=staging_ttl_s
+            blobs,
+            index,
+            self._ancestry,
+            namespace=namespace,
+            value_bytes=value_bytes,
+            staging_ttl_s=staging_ttl_s,
         )
         self._max_wait_s = max_wait_s
         self._max_fetch_ids = max_fetch_ids

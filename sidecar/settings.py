@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from routereplay.sidecar.errors import EngineStartError
 
 PREFIX = "ROUTEREPLAY_"
 MIB = 1024 * 1024
@@ -28,16 +30,38 @@ def _default_max_memory_bytes() -> int:
 class Settings(BaseSettings):
     """Everything the sidecar can be told; field `ttl_s` is variable `ROUTEREPLAY_TTL_S`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        # A URL holds a password, and errors end up in logs.
+        hide_input_in_errors=True,
+    )
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8400, ge=0, le=65535)
     """TCP port to listen on; 0 picks a free one."""
+    keys_file: Path | None = None
+    """API keys, made by `routereplay keys new`; none: whoever reaches the port may do all."""
+    insecure_no_auth: bool = False
+    """Listen where other machines can reach us although there are no keys."""
+    ssl_keyfile: Path | None = None
+    """Private key of the server's certificate, PEM."""
+    ssl_certfile: Path | None = None
+    """The server's certificate, PEM; with it the store speaks TLS only."""
+    ssl_ca_certs: Path | None = None
+    """Who signs the certificates of clients, PEM."""
+    ssl_cert_reqs: int = Field(default=0, ge=0, le=2)
+    """Certificates of clients: 0 not asked for, 1 checked if there is one, 2 required."""
+    enable_ssl_refresh: bool = True
+    """Take up certificates that are replaced while the store runs."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     redis_url: SecretStr | None = None
     """`redis://`, `rediss://` or `unix://` of a Redis 7.0+ or Valkey; none: an embedded one."""
+    redis_url_file: Path | None = None
+    """A file that holds such a URL, for one with a password."""
     durability: Literal["memory", "process"] = "process"
     """What an acknowledged record survives: `process` a killed engine, `memory` only ours."""
     data_dir: Path = Field(default_factory=_default_data_dir)
@@ -80,15 +104,50 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(_SCHEMES):
-            msg = f"expected a URL that begins with one of {', '.join(_SCHEMES)}"
+        if url is not None:
+            _check_scheme(url.get_secret_value())
+        return url
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Settings:
+        if self.redis_url is not None and self.redis_url_file is not None:
+            msg = "ROUTEREPLAY_REDIS_URL and ROUTEREPLAY_REDIS_URL_FILE are both set; keep one"
             raise ValueError(msg)
+        return self
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether we were told of an engine, and start none."""
+        return self.redis_url is not None or self.redis_url_file is not None
+
+    def engine_url(self) -> str | None:
+        """Return the URL of the engine that we were told of, with its password.
+
+        Raises:
+            EngineStartError: `redis_url_file` cannot be read, or holds no such URL.
+        """
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        if self.redis_url_file is None:
+            return None
+        try:
+            url = self.redis_url_file.read_text().strip()
+            _check_scheme(url)
+        except (OSError, ValueError) as error:
+            msg = f"ROUTEREPLAY_REDIS_URL_FILE={self.redis_url_file}: {error}"
+            raise EngineStartError(msg) from error
         return url
 
     @property
     def index_ttl_s(self) -> int:
         """Life of what tells an expired record from one that never was."""
         return max(self.ttl_s, self.staging_ttl_s) + self.tombstone_ttl_s
+
+
+def _check_scheme(url: str) -> None:
+    if not url.startswith(_SCHEMES):
+        msg = f"expected a URL that begins with one of {', '.join(_SCHEMES)}"
+        raise ValueError(msg)
 
 
 def misspelt_variables(environ: Mapping[str, str]) -> dict[str, str]:

@@ -66,9 +66,10 @@ class Sender:
         self._timeout_s = settings.request_timeout_s
         self._key_file = settings.api_key_file
         self._key = settings.api_key or self._read_key()
+        verify = settings.tls.context() if parts.scheme == "https" else False
         self._client = httpx.Client(
             base_url="http://routereplay" if is_socket else settings.store_url,
-            transport=httpx.HTTPTransport(uds=parts.path) if is_socket else None,
+            transport=httpx.HTTPTransport(uds=parts.path if is_socket else None, verify=verify),
             headers={"Content-Type": MEDIA_TYPE},
             timeout=httpx.Timeout(settings.request_timeout_s, connect=settings.connect_timeout_s),
             # A proxy of the environment must not see routes, nor a redirect move them.
@@ -130,14 +131,15 @@ def _pieces(frames: Sequence[Sequence[Buffer]]) -> Iterator[bytes]:
 
 def _outcome(response: httpx.Response, body: bytes, frames: int) -> Outcome:
     status = response.status_code
-    if status in _RETRYABLE or status >= 500:
-        return Unavailable(f"HTTP {status}", _retry_after_s(response))
     try:
         results = msgspec.json.decode(body, type=IngestResult).results
     except msgspec.DecodeError:
         results = ()
     if len(results) == frames:
+        # Each frame has its answer, whatever the status: 429 may be of one full trajectory.
         return Answered(results)
+    if status in _RETRYABLE or status >= 500:
+        return Unavailable(f"HTTP {status}", _retry_after_s(response))
     code, message = _code(body), body[:200].decode("utf-8", "replace")
     if status in _NOT_US or code == UnsupportedWireVersion.code:
         return Withheld(code or f"http_{status}", message)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
+from routereplay.client.tls import TlsFiles
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -25,6 +27,8 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     api_key_file: Path | None = None
     """Where the key is, instead; read again when the store refuses it."""
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    """By what an https store is recognised, and we by it."""
     queue_bytes: int = GIB
     """Rows that may wait for the store, in bytes; more are dropped and counted."""
     queue_items: int = 500_000
@@ -63,6 +67,7 @@ class Settings:
             store_url=_store_url(environ.get("ROUTEREPLAY_STORE_URL", "")),
             api_key=environ.get("ROUTEREPLAY_API_KEY") or None,
             api_key_file=_api_key_file(environ),
+            tls=_tls(environ),
             queue_bytes=int(_positive(environ, "QUEUE_BYTES", cls.queue_bytes)),
             queue_items=int(_positive(environ, "QUEUE_ITEMS", cls.queue_items)),
             request_timeout_s=_positive(environ, "REQUEST_TIMEOUT_S", cls.request_timeout_s),
@@ -131,3 +136,10 @@ def _api_key_file(environ: Mapping[str, str]) -> Path | None:
         msg = f"ROUTEREPLAY_API_KEY_FILE={str(path)!r} cannot be read: {error.strerror}"
         raise ValueError(msg) from error
     return path
+
+
+def _tls(environ: Mapping[str, str]) -> TlsFiles:
+    files = TlsFiles.from_env(environ)
+    # Now, where it is said at start-up, and not with the first request.
+    files.context()
+    return files

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from routereplay.sidecar.api.answers import answer
 from routereplay.sidecar.api.bodies import content_length, read_body
-from routereplay.sidecar.api.params import left, runtime_of
+from routereplay.sidecar.api.params import left, runtime_of, store_of
 from routereplay.wire.errors import BadRequest
 from routereplay.wire.records import FetchRequest
 
@@ -24,7 +24,7 @@ async def fetch(request: Request) -> Response:
     runtime = runtime_of(request)
     body = await read_body(request, content_length(request, MAX_QUERY_BYTES))
     with runtime.metrics.waiting.track_inprogress():
-        found = await runtime.store.fetch_batch(_decode(body), gone=left(request))
+        found = await store_of(request).fetch_batch(_decode(body), gone=left(request))
     return await answer(found, "routes", runtime.metrics)
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from routereplay.sidecar.api.params import json_answer, runtime_of
+from routereplay.sidecar.api.params import json_answer, principal_of, runtime_of
 from routereplay.sidecar.errors import EngineMisconfigured
 from routereplay.sidecar.version import package_version
 from routereplay.wire.errors import StoreUnavailable
@@ -37,8 +37,10 @@ async def readyz(request: Request) -> Response:
     """Answer 200, or 503 with what is wrong with the engine."""
     try:
         await runtime_of(request).check()
-    except EngineMisconfigured as error:
-        raise StoreUnavailable(error.message) from error
+    except (EngineMisconfigured, StoreUnavailable) as error:
+        # A probe without a key learns yes or no.
+        known = principal_of(request) is not None
+        raise StoreUnavailable(error.message if known else "not ready") from error
     return json_answer({"status": "ready"})
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from routereplay.sidecar.api.bodies import content_length, read_body
-from routereplay.sidecar.api.params import json_answer, runtime_of
+from routereplay.sidecar.api.params import journal_of, json_answer, runtime_of, store_of
 from routereplay.sidecar.api.problems import status_of
 from routereplay.sidecar.metrics import Metrics
 from routereplay.wire.errors import error_from_wire
@@ -24,10 +24,11 @@ async def ingest(request: Request) -> Response:
     with runtime.room_for(length):
         body = await read_body(request, length)
         runtime.metrics.ingest_bytes.inc(length)
-        result, frames = await runtime.store.ingest(body)
+        result, frames = await store_of(request).ingest(body)
     _count(runtime.metrics, result, frames)
+    journal = journal_of(request)
     for frame, outcome in zip(frames, result.results, strict=True):
-        runtime.journal.note_frame(frame, outcome)
+        journal.note_frame(frame, outcome)
     return json_answer(result, _status(result))
 
 

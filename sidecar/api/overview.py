@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from routereplay.sidecar import overview
-from routereplay.sidecar.api.params import json_answer, runtime_of
+from routereplay.sidecar.api.params import journal_of, json_answer, runtime_of
 from routereplay.sidecar.errors import EngineMisconfigured
 from routereplay.sidecar.journal import MAX_EVENTS
 from routereplay.sidecar.version import package_version
@@ -39,8 +39,8 @@ async def summary(request: Request) -> Response:
     try:
         await runtime.check()
         engine = {"kind": runtime.engine_kind, **await runtime.engine_info()}
-        events = await runtime.journal.recent()
-        buckets = await runtime.journal.sealed()
+        events = await journal_of(request).recent()
+        buckets = await journal_of(request).sealed()
     except (StoreUnavailable, StoreFull, EngineMisconfigured) as error:
         problem = {"code": error.code, "message": error.message}
         return json_answer(answer | {"ready": False, "problem": problem})
@@ -59,7 +59,7 @@ async def summary(request: Request) -> Response:
 async def requests(request: Request, limit: Limit = 50) -> Response:
     """Return the latest requests that were sealed or dropped; `window` were looked at."""
     runtime = runtime_of(request)
-    events = await runtime.journal.recent()
+    events = await journal_of(request).recent()
     found = overview.recent_requests(events, ttl_s=runtime.settings.ttl_s, limit=limit)
     return json_answer({"requests": found, "window": len(events)})
 
@@ -68,6 +68,6 @@ async def requests(request: Request, limit: Limit = 50) -> Response:
 async def trajectories(request: Request, limit: Limit = 50) -> Response:
     """Return the latest trajectories, as far as the last events (`window` of them) tell."""
     runtime = runtime_of(request)
-    events = await runtime.journal.recent()
+    events = await journal_of(request).recent()
     found = overview.recent_trajectories(events, ttl_s=runtime.settings.ttl_s, limit=limit)
     return json_answer({"trajectories": found, "window": len(events)})

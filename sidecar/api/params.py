@@ -12,7 +12,8 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from routereplay.sidecar.journal import Event
+from routereplay.sidecar.auth.principal import Principal
+from routereplay.sidecar.journal import Event, Journal
 from routereplay.sidecar.reading import Range
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.service import RouteStore
@@ -35,8 +36,21 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def store_of(request: Request) -> RouteStore:
-    """Return the store of the app that serves `request`."""
-    return runtime_of(request).store
+    """Return the store of the namespace that the caller's key is for."""
+    principal: Principal = request.state.principal
+    return runtime_of(request).store(principal.namespace)
+
+
+def journal_of(request: Request) -> Journal:
+    """Return what happened lately in the namespace that the caller's key is for."""
+    principal: Principal = request.state.principal
+    return runtime_of(request).journal(principal.namespace)
+
+
+def principal_of(request: Request) -> Principal | None:
+    """Return who asks; None for a probe without a key, and for nobody else."""
+    principal: Principal | None = request.state.principal
+    return principal
 
 
 def parse_range(name: str, text: str | None) -> Range | None:
@@ -78,7 +92,7 @@ def left(request: Request) -> Callable[[], Awaitable[bool]]:
 
 def note_deleted(request: Request, deleted: list[RecordKey]) -> None:
     """Tell the journal what was deleted."""
-    journal = runtime_of(request).journal
+    journal = journal_of(request)
     for key in deleted:
         trajectory_id = keys.trajectory_of(key.tag)
         journal.note(

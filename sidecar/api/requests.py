@@ -44,7 +44,7 @@ async def routes(
     """Return one `routes` frame with one item."""
     runtime = runtime_of(request)
     with runtime.metrics.waiting.track_inprogress():
-        found = await runtime.store.fetch_request(
+        found = await store_of(request).fetch_request(
             request_id,
             choice,
             tokens=parse_range("tokens", tokens),

@@ -43,7 +43,7 @@ async def routes(
     """Return one `routes` frame with an item for each sealed turn."""
     runtime = runtime_of(request)
     with runtime.metrics.waiting.track_inprogress():
-        found = await runtime.store.fetch_trajectory(
+        found = await store_of(request).fetch_trajectory(
             trajectory_id,
             tokens=parse_range("tokens", tokens),
             layers=parse_range("layers", layers),

@@ -157,10 +157,13 @@ class Index(Protocol):
         """Remove a record and its blobs in one step and remember that it was deleted."""
 
     async def claim(self, name: str, pointer: Pointer) -> Pointer:
-        """Lead `name` to `pointer`, unless it leads to a live record; return where it leads."""
+        """Lead a name to `pointer`, unless it leads to a live record; return where it leads.
+
+        A name is what `keys.name_of` makes of an id in its namespace.
+        """
 
     async def locate(self, name: str) -> Pointer | None:
-        """Return where an id or alias leads."""
+        """Return where a name leads."""
 
     async def request(self, pointer: Pointer) -> list[RecordStatus]:
         """Return the status of every choice of a request, in order of choice."""

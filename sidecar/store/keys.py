@@ -1,46 +1,52 @@
 """Names of everything in the engine, built here and nowhere else.
 
-    rr:{i:ID}                   string  pointer: where a request id or alias leads
+    rr:{NAME}                   string  pointer: where a request id or alias leads
     rr:{TAG}:q                  set     request ids of the tag
     rr:{TAG}:s:REQUEST          hash    choice -> "state upload detail"; outlives the record
     rr:{TAG}:u:UPLOAD           hash    position -> staged chunk; gone once sealed
     rr:{TAG}:m:REQUEST:CHOICE   hash    the sealed record
     rr:{TAG}:b:UPLOAD:...       string  a value of routes or token ids
-    rr:{journal}                stream  the latest events, capped; for people
-    rr:{journal}:WIDTH:NUMBER   hash    what was sealed in a slice of time; for people
+    rr:{NAMESPACE/journal}      stream  the latest events, capped; for people
+    rr:{NAMESPACE/journal}:WIDTH:NUMBER  hash    what was sealed in a slice of time; for people
 
-TAG is `t:TRAJECTORY`, or `r:REQUEST` for a request without one. The braces make it a
-hash tag of Redis Cluster: everything of a trajectory is on one node, where one script
-can see it. Ids are checked or normalised before they come here, so they hold no brace.
+TAG is `NAMESPACE/t:TRAJECTORY`, or `NAMESPACE/r:REQUEST` for a request without one; NAME is
+`NAMESPACE/i:ID`. The namespace comes from the caller's API key, never from what it sends.
+The braces make a hash tag of Redis Cluster: everything of a trajectory is on one node,
+where one script can see it. Ids are checked or normalised before they come here, so they
+hold no brace and no slash.
 """
 
 from __future__ import annotations
 
 from routereplay.sidecar.store.base import RecordKey
 
-JOURNAL = "rr:{journal}"
-"""The key of the latest events."""
 
-
-def tag_of(request_id: str, trajectory_id: str | None) -> str:
+def tag_of(namespace: str, request_id: str, trajectory_id: str | None) -> str:
     """Return the tag that a request's data lives under."""
-    return f"r:{request_id}" if trajectory_id is None else trajectory_tag(trajectory_id)
+    if trajectory_id is None:
+        return f"{namespace}/r:{request_id}"
+    return trajectory_tag(namespace, trajectory_id)
 
 
-def trajectory_tag(trajectory_id: str) -> str:
+def trajectory_tag(namespace: str, trajectory_id: str) -> str:
     """Return the tag of a trajectory."""
-    return f"t:{trajectory_id}"
+    return f"{namespace}/t:{trajectory_id}"
+
+
+def name_of(namespace: str, item_id: str) -> str:
+    """Return what an index knows a request id or an alias by."""
+    return f"{namespace}/i:{item_id}"
 
 
 def trajectory_of(tag: str) -> str | None:
     """Return the trajectory that a tag belongs to, or None for a request of its own."""
-    kind, name = tag.split(":", 1)
+    kind, name = tag.partition("/")[2].split(":", 1)
     return name if kind == "t" else None
 
 
 def pointer(name: str) -> str:
-    """Return the key of a request id's or alias's pointer."""
-    return f"rr:{{i:{name}}}"
+    """Return the key of the pointer of a `name_of`."""
+    return f"rr:{{{name}}}"
 
 
 def requests(tag: str) -> str:
@@ -72,6 +78,11 @@ def blob(tag: str, upload_id: str, what: str, digest: bytes, split: str, part: i
     return f"rr:{{{tag}}}:b:{upload_id}:{what}:{digest.hex()}.{split}:{part}"
 
 
-def sealed_counts(width_s: int, number: int) -> str:
+def journal(namespace: str) -> str:
+    """Return the key of the latest events of a namespace."""
+    return f"rr:{{{namespace}/journal}}"
+
+
+def sealed_counts(journal_key: str, width_s: int, number: int) -> str:
     """Return the key of what was sealed in slice `number` of `width_s` seconds each."""
-    return f"{JOURNAL}:{width_s}:{number}"
+    return f"{journal_key}:{width_s}:{number}"

@@ -29,8 +29,11 @@ _COUNTS = ("records", "rows", "bytes")
 class RedisJournal:
     """Events and counters in one engine; see `journal.EventLog`."""
 
-    def __init__(self, client: redis.asyncio.Redis, *, ttl_s: int, index_ttl_s: int) -> None:
+    def __init__(
+        self, client: redis.asyncio.Redis, namespace: str, *, ttl_s: int, index_ttl_s: int
+    ) -> None:
         self._client = client
+        self._key = keys.journal(namespace)
         self._ttl_s = ttl_s
         self._index_ttl_s = index_ttl_s
         self._width_s = max(math.ceil(ttl_s / BUCKETS), 1)
@@ -41,10 +44,10 @@ class RedisJournal:
             async with self._client.pipeline(transaction=False) as pipe:
                 for event in events[-MAX_EVENTS:]:
                     entry: dict[Any, Any] = {_FIELD: _encode(event)}
-                    pipe.xadd(keys.JOURNAL, entry, maxlen=MAX_EVENTS, approximate=True)
-                pipe.expire(keys.JOURNAL, self._index_ttl_s)
+                    pipe.xadd(self._key, entry, maxlen=MAX_EVENTS, approximate=True)
+                pipe.expire(self._key, self._index_ttl_s)
                 for number, sums in self._sums(events).items():
-                    key = keys.sealed_counts(self._width_s, number)
+                    key = keys.sealed_counts(self._key, self._width_s, number)
                     for name, value in zip(_COUNTS, sums, strict=True):
                         pipe.hincrby(key, name, value)
                     pipe.expire(key, self._ttl_s + self._width_s)
@@ -54,9 +57,9 @@ class RedisJournal:
         """Return the events after a position, the new position, and whether the log is whole."""
         with engine_errors():
             async with self._client.pipeline(transaction=False) as pipe:
-                pipe.xrange(keys.JOURNAL, count=1)
+                pipe.xrange(self._key, count=1)
                 # The newest first: of a log that is longer than what is kept, those count.
-                pipe.xrevrange(keys.JOURNAL, "+", f"({after}" if after else "-", MAX_EVENTS)
+                pipe.xrevrange(self._key, "+", f"({after}" if after else "-", MAX_EVENTS)
                 oldest, found = await pipe.execute()
         entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", found)[::-1]
         # A log that begins after what was read was lost, or has moved on past all of it.
@@ -71,7 +74,7 @@ class RedisJournal:
         with engine_errors():
             async with self._client.pipeline(transaction=False) as pipe:
                 for number in numbers:
-                    pipe.hmget(keys.sealed_counts(self._width_s, number), _COUNTS)
+                    pipe.hmget(keys.sealed_counts(self._key, self._width_s, number), _COUNTS)
                 counts = await pipe.execute()
         return [
             Bucket(

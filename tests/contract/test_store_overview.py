@@ -100,7 +100,7 @@ def test_a_second_sidecar_on_the_engine_lists_the_same(own_store, tmp_path):
 
 
 def _journal(store):
-    return [fields[b"e"] for _, fields in store.engine.xrange("rr:{journal}")]
+    return [fields[b"e"] for _, fields in store.engine.xrange("rr:{default/journal}")]
 
 
 def test_expert_counts_are_those_of_the_rows(store):

@@ -111,7 +111,7 @@ def test_a_deleted_trajectory_is_deleted_with_all_its_turns(store):
     assert code(store.get("/v1/trajectories/ended/routes")) == "deleted"
     for turn in turns:
         assert code(store.get(f"/v1/requests/{turn.manifest.request_id}/routes")) == "deleted"
-    assert store.engine.keys("rr:{t:ended}:b:*") == []
+    assert store.engine.keys("rr:{default/t:ended}:b:*") == []
 
 
 def test_a_record_that_outlived_its_time_is_expired(short_lived):

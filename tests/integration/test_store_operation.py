@@ -91,6 +91,7 @@ def test_a_body_that_finds_no_room_is_sent_away_before_it_is_read(store):
 
     assert (response.status_code, response.json()["code"]) == (503, "unavailable")
     assert int(response.headers["retry-after"]) >= 1
+    until(lambda: "routereplay_ingest_inflight_bytes 0.0" in store.get("/metrics").text)
 
 
 def test_the_log_is_json_without_payloads(store):

@@ -42,7 +42,7 @@ class Store:
         Without the journal of recent events, which is written in its own time.
         """
         names = self.engine.scan_iter(count=1000)
-        return {name: self.engine.dump(name) for name in names if b"{journal}" not in name}
+        return {name: self.engine.dump(name) for name in names if b"/journal}" not in name}
 
     def close(self) -> None:
         self.http.close()

@@ -58,5 +58,5 @@ def test_every_key_of_a_trajectory_has_its_hash_tag():
 
 
 def test_a_tag_leads_back_to_its_trajectory():
-    assert keys.trajectory_of(keys.tag_of("request", "a:b")) == "a:b"
-    assert keys.trajectory_of(keys.tag_of("request", None)) is None
+    assert keys.trajectory_of(keys.tag_of("ns", "request", "a:b")) == "a:b"
+    assert keys.trajectory_of(keys.tag_of("ns", "request", None)) is None

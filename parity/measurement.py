@@ -69,6 +69,7 @@ def sample(
         ignore_eos=ignore_eos,
     )
     rescored = engine.rescore(rollouts, suffix=RESCORED)
+    _wait_until_sealed(engine, store)
     ids = [rollout.trajectory_id for rollout in rollouts]
     return Sampling(
         seed,
@@ -104,6 +105,7 @@ def sample_stored(
     first = engine.rescore(unsaid, suffix=f"{RESCORED}.{secrets.token_hex(4)}")
     suffix = f"{RESCORED}.{secrets.token_hex(4)}"
     second = engine.rescore(unsaid, suffix=suffix)
+    _wait_until_sealed(engine, store)
     rollouts = [
         Rollout(one.trajectory_id, one.token_ids, said)
         for one, said in zip(unsaid, first, strict=True)
@@ -195,6 +197,11 @@ class Measured:
             return sampled
         live = parts[REPLAY_OFF + name.removeprefix(MEGATRON_AGAIN)]
         return _only(live, sampled)
+
+
+def _wait_until_sealed(engine: Engine, store: RouteStoreClient) -> None:
+    """Wait for every request: a trajectory does not know of a turn that is still on its way."""
+    store.fetch_requests(engine.take_request_ids(), layers=range(1), wait_s=60)
 
 
 def _routes(

@@ -44,6 +44,7 @@ class Engine:
 
     def __init__(self, base_url: str, model: str, *, concurrency: int = 16) -> None:
         self._model = model
+        self._request_ids: list[str] = []
         self._pool = ThreadPoolExecutor(concurrency)
         self._http = httpx.Client(
             base_url=base_url,
@@ -99,6 +100,11 @@ class Engine:
 
         return list(self._pool.map(one, rollouts))
 
+    def take_request_ids(self) -> list[str]:
+        """Return the ids of the requests that were answered since the last call."""
+        taken, self._request_ids = self._request_ids, []
+        return taken
+
     def close(self) -> None:
         """Close the connections."""
         self._pool.shutdown(cancel_futures=True)
@@ -149,7 +155,9 @@ class Engine:
         if response.status_code != 200:
             msg = f"vLLM answered {response.status_code} to {trajectory_id}: {response.text[:500]}"
             raise EngineFailed(msg, trajectory_id=trajectory_id)
-        choice: dict[str, Any] = response.json()["choices"][0]
+        answer = response.json()
+        self._request_ids.append(answer["id"])
+        choice: dict[str, Any] = answer["choices"][0]
         return choice
 
 

@@ -17,7 +17,7 @@ from routereplay.client.errors import (
     PoisonedRoutes,
 )
 from routereplay.client.packed import ModelShape, PackedRoutes
-from routereplay.client.packing import balanced_experts, pack_padded, pack_thd
+from routereplay.client.packing import balanced_experts, pack_padded, pack_thd, unrouted
 from routereplay.client.stitching import StitchedRoutes, stitch
 from routereplay.client.trajectory import Trajectory
 
@@ -40,4 +40,5 @@ __all__ = [
     "pack_padded",
     "pack_thd",
     "stitch",
+    "unrouted",
 ]

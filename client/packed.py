@@ -43,6 +43,15 @@ class PackedRoutes:
     layer_start: int = 0
     """0-based decoder layer of plane 0."""
 
+    missing: np.ndarray | None = None
+    """`[tokens]` bool: of the live rows, those whose route was lost. The last token of a
+    sequence never has one and is not missing. None: not known."""
+
+    policy: np.ndarray | None = None
+    """`[tokens]` int32: which of `policy_versions` routed a recorded row; -1: not known."""
+
+    policy_versions: tuple[str, ...] = ()
+
     @property
     def num_tokens(self) -> int:
         """Rows of the batch, padding included."""

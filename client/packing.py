@@ -118,6 +118,36 @@ def pack_padded(
     return _fill(stitched, slots, tokens_BS.size, model)
 
 
+def unrouted(
+    num_tokens: int, model: ModelShape, *, padding: npt.ArrayLike | None = None
+) -> PackedRoutes:
+    """Return a batch without any route: the router decides every row that is no padding.
+
+    For a pass whose own choice is recorded and replayed later (R2).
+
+    Args:
+        num_tokens: rows of the batch, padding included.
+        padding: `[num_tokens]` booleans, rows without a token; they hold balanced experts.
+
+    Raises:
+        ValueError: `padding` has another length.
+    """
+    is_padding = np.zeros(num_tokens, bool) if padding is None else np.array(padding, bool)
+    if is_padding.shape != (num_tokens,):
+        msg = f"padding has shape {is_padding.shape}; expected ({num_tokens},), one for each row"
+        raise ValueError(msg)
+    rows = max(int(is_padding.sum()), 1)
+    balanced_PLK = balanced_experts(rows, model.num_layers, model.topk, model.num_experts)
+    experts_TLK = np.empty((num_tokens, *balanced_PLK.shape[1:]), balanced_PLK.dtype)
+    experts_TLK[:] = balanced_PLK[0]
+    if is_padding.any():
+        experts_TLK[is_padding] = balanced_PLK
+    nothing_lost = np.zeros(num_tokens, bool)
+    return PackedRoutes(
+        experts_TLK, ~is_padding, is_padding, model.num_experts, missing=nothing_lost
+    )
+
+
 def balanced_experts(rows: int, layers: int, topk: int, num_experts: int) -> np.ndarray:
     """Return `[rows, layers, topk]` ids for padding: distinct in a row, even over all experts.
 
@@ -209,15 +239,28 @@ def _fill(
     experts_TLK = np.empty((total, layers, topk), first.experts.dtype)
     live = np.zeros(total, bool)
     padding = np.ones(total, bool)
+    policy, versions = np.full(total, -1, np.int32), dict[str, int]()
+    missing = np.zeros(total, bool)
     for routes, slot in zip(stitched, slots, strict=True):
         span = slice(slot.start, slot.start + slot.length)
         experts_TLK[span] = routes.experts
         live[span] = routes.missing
+        missing[span][:-1] = routes.missing[:-1]
+        policy[span] = routes.policy_rows(versions)
         padding[span] = False
         _check_distinct(routes)
     unrouted = live | padding
     experts_TLK[unrouted] = balanced_experts(int(unrouted.sum()), layers, topk, first.num_experts)
-    return PackedRoutes(experts_TLK, live, padding, first.num_experts, first.layer_start)
+    return PackedRoutes(
+        experts_TLK,
+        live,
+        padding,
+        first.num_experts,
+        first.layer_start,
+        missing=missing,
+        policy=policy,
+        policy_versions=tuple(versions),
+    )
 
 
 def _check_model(routes: StitchedRoutes, first: StitchedRoutes, model: ModelShape | None) -> None:

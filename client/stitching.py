@@ -68,6 +68,20 @@ class StitchedRoutes:
         spans = self.turns[turn].policy_versions if turn != _NO_TURN else ()
         return next((s.version for s in spans if s.start <= position < s.stop), None)
 
+    def policy_rows(self, indices: dict[str, int]) -> np.ndarray:
+        """Return `[tokens]` int32: for each row the index of its policy version, -1 without.
+
+        Args:
+            indices: index by version; versions that are not in it yet are added.
+        """
+        rows = np.full(len(self.source), -1, np.int32)
+        for turn, manifest in enumerate(self.turns):
+            for span in manifest.policy_versions:
+                supplied = self.source[span.start : span.stop] == turn
+                index = indices.setdefault(span.version, len(indices))
+                rows[span.start : span.stop][supplied] = index
+        return rows
+
 
 def stitch(
     trajectory: Trajectory,

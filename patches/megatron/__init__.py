@@ -31,8 +31,15 @@ from routereplay.patches.replay.errors import (
     ReplayStateError,
     ReplayUnsupported,
 )
+from routereplay.patches.replay.origins import RouteOrigins
+from routereplay.patches.replay.recording import Recording
 from routereplay.patches.replay.replay import RouterReplay
 from routereplay.patches.replay.report import CanaryReading, RowCounts, StepReport
+from routereplay.patches.replay.watch import (
+    PrometheusLogger,
+    ReplayWatch,
+    tensorboard_logger,
+)
 
 __all__ = [
     "CanaryReading",
@@ -40,12 +47,16 @@ __all__ = [
     "Family",
     "InvalidModelConfig",
     "ModelError",
+    "PrometheusLogger",
+    "Recording",
     "ReplayError",
     "ReplayIncomplete",
     "ReplayMismatch",
     "ReplayMisrouted",
     "ReplayStateError",
     "ReplayUnsupported",
+    "ReplayWatch",
+    "RouteOrigins",
     "RoutedModel",
     "RouterReplay",
     "RowCounts",
@@ -56,4 +67,5 @@ __all__ = [
     "enable_router_replay",
     "register_model",
     "routed_model",
+    "tensorboard_logger",
 ]

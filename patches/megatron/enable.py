@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
@@ -14,6 +15,7 @@ from routereplay.patches.megatron.host import MegatronChunk
 from routereplay.patches.megatron.layer import MegatronLayer
 from routereplay.patches.megatron.validation import validate
 from routereplay.patches.models import RoutedModel
+from routereplay.patches.replay.bundled import BundledRoutes
 from routereplay.patches.replay.canary import Canary
 from routereplay.patches.replay.chunk import ChunkReplay
 from routereplay.patches.replay.errors import ReplayUnsupported
@@ -30,6 +32,7 @@ def enable_router_replay(
     layer_map: Mapping[int, int] | None = None,
     canary_every: int = 1,
     canary_layer: int | None = None,
+    routereplay_bundle: str | os.PathLike[str] | None = None,
 ) -> RouterReplay:
     """Make every decoder router of a built model replay recorded experts.
 
@@ -50,10 +53,14 @@ def enable_router_replay(
             routes that are foreign on purpose.
         canary_layer: the layer (1-based) that is compared, on the rank that holds it; by
             default each layer of each rank in turn.
+        routereplay_bundle: path of the `ReplayBundle` that the job replays, whose batches
+            `begin_bundled` begins; each rank reads its own layers and rows of it.
 
     Raises:
         ReplayUnsupported: once, with everything that cannot be replayed. Nothing was
             changed.
+        BundleNotFound, UnsupportedWireVersion, CorruptRecord, InvalidRoutes, ReplayMismatch:
+            the bundle is not there, torn, or of another model.
         ValueError: `canary_every` is negative.
     """
     if canary_every < 0:
@@ -73,14 +80,18 @@ def enable_router_replay(
         raise ReplayUnsupported(reasons)
     for warning in warnings:
         logger.warning("router replay: %s", warning)
+    hosts = [MegatronChunk(chunk) for chunk in found.chunks]
+    bundle = None
+    if routereplay_bundle is not None:
+        bundle = BundledRoutes(routereplay_bundle, hosts, model)
     staging = Staging()
     replayed, unbind = [], []
-    for chunk in found.chunks:
+    for chunk, host in zip(found.chunks, hosts, strict=True):
         canary = _canary(chunk, canary_every, canary_layer)
-        made = ChunkReplay(MegatronChunk(chunk), staging, canary, MegatronLayer)
+        made = ChunkReplay(host, staging, canary, MegatronLayer)
         unbind += _bind(chunk, made)
         replayed.append(made)
-    return RouterReplay(replayed, staging, unbind)
+    return RouterReplay(replayed, staging, unbind, bundle)
 
 
 def _bind(found: FoundChunk, chunk: ChunkReplay[MegatronLayer]) -> list[Callable[[], None]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from routereplay.patches.replay.chunk import ChunkReplay
 from routereplay.patches.replay.errors import ReplayIncomplete
+from routereplay.patches.replay.origins import RouteOrigins
 from routereplay.patches.replay.report import RowCounts, StepReport
 
 
@@ -26,12 +27,14 @@ def finish(chunks: Sequence[ChunkReplay[Any]]) -> StepReport:
     if found:
         raise incomplete(found)
     layers = [layer for chunk in chunks for layer in chunk.layers]
-    rows = (chunk.rows() for chunk in chunks if chunk.layers)
+    rows = ((chunk.rows(), chunk.origins) for chunk in chunks if chunk.layers)
+    counted, origins = next(rows, (RowCounts(0, 0, 0), RouteOrigins()))
     return StepReport(
         microbatches=counts[0],
         router_calls=sum(layer.calls for layer in layers),
         recomputes=sum(layer.recomputes for layer in layers),
-        rows=next(rows, RowCounts(0, 0, 0)),
+        rows=counted,
+        origins=origins,
         prefetched=sum(chunk.prefetched for chunk in chunks),
         canary=tuple(reading for chunk in chunks for reading in chunk.canary.judge()),
     )

@@ -13,7 +13,9 @@ from routereplay.client.packed import PackedRoutes
 from routereplay.patches.replay.canary import Canary
 from routereplay.patches.replay.errors import ReplayMismatch, ReplayStateError
 from routereplay.patches.replay.layer import LayerReplay
+from routereplay.patches.replay.origins import RouteOrigins
 from routereplay.patches.replay.prefetch import Staging
+from routereplay.patches.replay.recording import ChunkRecording
 from routereplay.patches.replay.report import RowCounts
 from routereplay.patches.replay.rows import RouterRows
 from routereplay.patches.replay.staging import Microbatch, ModelRouting
@@ -76,6 +78,10 @@ class ChunkReplay(Generic[LayerT]):
         """Whether the forward runs with gradients, so that its checkpoints recompute."""
         self.bypasses = 0
         """Depth of nested `bypass()`."""
+        self.origins = RouteOrigins()
+        """Of the rows of this step."""
+        self.recording: ChunkRecording | None = None
+        """Keeps what the routers execute, if this step is recorded."""
         self._staging = staging
         self._in_flight: list[Microbatch] = []
         self._num_rows = 0
@@ -86,12 +92,23 @@ class ChunkReplay(Generic[LayerT]):
         """Forget the step; buffers that it still holds are free again."""
         self.current = None
         self.opened = self.prefetched = self._num_rows = 0
-        self._counts = None
+        self._counts = self.recording = None
+        self.origins = RouteOrigins()
         for microbatch in self._in_flight:
             microbatch.forget()
         self._in_flight.clear()
         for layer in self.layers:
             layer.clear()
+
+    @property
+    def layer_idxs(self) -> tuple[int, ...]:
+        """0-based decoder layers of the routes that the routers replay; none without routers."""
+        return self._host.routing.layer_idxs if self.layers else ()
+
+    def record(self) -> ChunkRecording:
+        """Keep from now on, to the end of the step, what the routers execute."""
+        self.recording = ChunkRecording(self.layer_idxs)
+        return self.recording
 
     def prefetch(self, packed: PackedRoutes, row_ids: torch.Tensor) -> None:
         """Stage a microbatch ahead, on the worker thread."""
@@ -162,6 +179,9 @@ class ChunkReplay(Generic[LayerT]):
         self._in_flight.append(microbatch)
         length, batch = microbatch.input_shape
         self._num_rows += length * batch
+        self.origins.add(microbatch.origins)
+        if self.recording is not None:
+            self.recording.begin(packed, self._host.place(row_ids).rows)
         with microbatch.ring.side_stream():
             if self._counts is None:
                 self._counts = torch.zeros_like(microbatch.slot.counts)

@@ -118,7 +118,7 @@ class LayerReplay:
         ids = microbatch.ids_LTK[self._slot]
         if ids.shape != expected:
             self._raise_rows(tuple(ids.shape), expected)
-        compared = self._chunk.canary.wants(self.layer_number)
+        compared = self._chunk.canary.wants(self.layer_number) and microbatch.origins.recorded
         chosen = live_ids() if microbatch.has_live or compared else None
         if chosen is not None and compared:
             self._chunk.canary.compare(
@@ -130,6 +130,9 @@ class LayerReplay:
             # forward may choose otherwise.
             ids = torch.where(microbatch.live_T.unsqueeze(1), chosen.to(ids.dtype), ids)
             buffers = None
+        if self._chunk.recording is not None:
+            own = ids if buffers is None else ids.clone()
+            self._chunk.recording.put(self._slot, own)
         self._remember(ids, microbatch.input_shape, buffers)
         wide = ids.long()
         microbatch.read()

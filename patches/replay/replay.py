@@ -11,12 +11,14 @@ import torch
 
 from routereplay.client.packed import PackedRoutes
 from routereplay.patches.replay.accounting import finish, incomplete
+from routereplay.patches.replay.bundled import BundledRoutes
 from routereplay.patches.replay.chunk import ChunkReplay
 from routereplay.patches.replay.errors import (
     ReplayError,
     ReplayStateError,
 )
 from routereplay.patches.replay.prefetch import Staging
+from routereplay.patches.replay.recording import Recording
 from routereplay.patches.replay.report import StepReport
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class RouterReplay:
         chunks: the model's, bound to its routers.
         staging: of these chunks.
         unbind: each puts back on the model what was there.
+        bundle: whose batches `begin_bundled` begins.
     """
 
     def __init__(
@@ -36,14 +39,18 @@ class RouterReplay:
         chunks: Sequence[ChunkReplay[Any]],
         staging: Staging,
         unbind: Sequence[Callable[[], None]],
+        bundle: BundledRoutes | None = None,
     ) -> None:
         self._chunks = tuple(chunks)
         self._staging = staging
         self._unbind = tuple(unbind)
+        self._bundle = bundle
         self._in_step = False
         self._enabled = True
         self.last_step: StepReport | None = None
         """The last step that ended whole."""
+        self.last_recording: Recording | None = None
+        """What the last recorded step executed, if it ended whole."""
         logger.info(
             "router replay enabled on %d routers, layers %s (1-based)",
             len(self.layer_numbers),
@@ -56,12 +63,16 @@ class RouterReplay:
         return tuple(layer.layer_number for chunk in self._chunks for layer in chunk.layers)
 
     @contextmanager
-    def step(self) -> Iterator[RouterReplay]:
+    def step(self, *, record: bool = False) -> Iterator[RouterReplay]:
         """Replay inside; at the end, prove that every route was executed as it must be.
 
         Each router must have run once for each microbatch, and each checkpointed call
         must have been recomputed once. If the body raises, the step is forgotten and
         the error goes on.
+
+        Args:
+            record: keep the experts that are executed, live and replayed, in
+                `last_recording`, for updates that replay this step.
 
         Raises:
             ReplayIncomplete: with everything that is missing or left over.
@@ -76,11 +87,14 @@ class RouterReplay:
         self._clear()
         for chunk in self._chunks:
             chunk.canary.begin_step()
+        recording = Recording([chunk.record() for chunk in self._chunks]) if record else None
         self._in_step = True
         finished = False
         try:
             yield self
             self.last_step = finish(self._chunks)
+            if recording is not None:
+                self.last_recording = recording
             finished = True
         except ReplayError:
             raise
@@ -139,6 +153,40 @@ class RouterReplay:
             msg = "begin_microbatch() outside of step(); wrap forward_backward_func in step()"
             raise ReplayStateError(msg)
         self._chunk(vp_stage).begin(packed, row_ids)
+
+    def begin_bundled(
+        self,
+        index: int,
+        row_ids: torch.Tensor,
+        token_ids: torch.Tensor,
+        *,
+        vp_stage: int | None = None,
+    ) -> None:
+        """Open the next microbatch of a chunk with batch `index` of `routereplay_bundle`.
+
+        Only this rank's rows and the chunk's layers are read, and verified.
+
+        Args:
+            index: 0-based batch of the bundle.
+            row_ids, vp_stage: as for `begin_microbatch`, rows of the batch as it was saved.
+            token_ids: `[b, s_local]`, this rank's `input_ids`: the bundle must have been
+                saved for them. On a device, `row_ids` and `token_ids` are waited for.
+
+        Raises:
+            MisalignedRoutes: the bundle was saved for other tokens, or not in this order.
+            CorruptRecord: what was read is not what was saved.
+            IndexError: the bundle has no such batch or row.
+            ReplayStateError, ReplayMismatch: as `begin_microbatch`, or there is no bundle.
+        """
+        self._check_enabled("begin_bundled()")
+        if self._bundle is None:
+            msg = "begin_bundled() without enable_router_replay(..., routereplay_bundle=path)"
+            raise ReplayStateError(msg)
+        # A stage without routers reads a layer too, so that its tokens are compared.
+        layer_idxs = self._chunk(vp_stage).layer_idxs or (0,)
+        packed = self._bundle.packed(index, layer_idxs, row_ids, token_ids)
+        own_rows = torch.arange(row_ids.numel()).view(row_ids.shape)
+        self.begin_microbatch(packed, own_rows, vp_stage=vp_stage)
 
     @contextmanager
     def bypass(self) -> Iterator[None]:

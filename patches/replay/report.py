@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from routereplay.patches.replay.origins import RouteOrigins
+
 
 class RowCounts(NamedTuple):
     """Rows that the routers of this rank saw, summed over the microbatches of a step.
@@ -53,6 +55,8 @@ class StepReport:
     recomputes: int
     rows: RowCounts
     """Of each model chunk; all zero on a rank without MoE layers."""
+    origins: RouteOrigins
+    """Of the same rows: how many routes were lost, and which policies routed the others."""
     prefetched: int
     """Microbatches that `prefetch()` had staged, over all model chunks."""
     canary: tuple[CanaryReading, ...]

@@ -23,6 +23,7 @@ from routereplay.client.packed import PackedRoutes
 from routereplay.patches.replay.buffers import BufferRing, Fence, Slot
 from routereplay.patches.replay.errors import ReplayMismatch
 from routereplay.patches.replay.fit import check_fits
+from routereplay.patches.replay.origins import RouteOrigins, origins_of
 from routereplay.patches.replay.rows import RouterRows, audit, copy_rows
 
 
@@ -50,6 +51,8 @@ class Microbatch:
 
     has_live: bool
     """Whether any row is live; without one no router pays for a mask."""
+
+    origins: RouteOrigins
 
     input_shape: tuple[int, int]
     """`(s, b)` of the hidden states that reach the routers."""
@@ -134,11 +137,12 @@ class Stager:
         with self.ring.side_stream(), torch.no_grad(), ExitStack() as undo:
             undo.callback(self.ring.give_back, slot)
             host = _gather(job)
-            has_live = bool(host.live.any())
+            has_live = bool(host.block.live.any())
             slot.consumed.hold_stream()
             if slot.copied is not slot.host:
-                slot.copied[: host.size].copy_(slot.host[: host.size], non_blocking=True)
-            block = _Block.of(slot.copied, host.ids.shape, host.ids.dtype)
+                size = host.block.size
+                slot.copied[:size].copy_(slot.host[:size], non_blocking=True)
+            block = _Block.of(slot.copied, host.block.ids.shape, host.block.ids.dtype)
             absent = None
             if not is_on_host(job.placed.rows):
                 job.rows_ready.hold_stream()
@@ -153,6 +157,7 @@ class Stager:
             live_T=block.live,
             padding_T=block.padding,
             has_live=has_live,
+            origins=host.origins,
             input_shape=job.placed.input_shape,
             slot=slot,
             ring=self.ring,
@@ -185,7 +190,12 @@ class _Block(NamedTuple):
         )
 
 
-def _gather(job: _Job) -> _Block:
+class _OnHost(NamedTuple):
+    block: _Block
+    origins: RouteOrigins
+
+
+def _gather(job: _Job) -> _OnHost:
     """Fill the host buffer with the rows to copy: this rank's, or all if a device picks them."""
     packed, routing = job.packed, job.routing
     on_host = is_on_host(job.placed.rows)
@@ -197,7 +207,7 @@ def _gather(job: _Job) -> _Block:
     copy_rows(_signed(packed.experts)[:, planes], rows, host.ids.numpy())
     copy_rows(packed.live, rows, host.live.numpy())
     copy_rows(packed.padding, rows, host.padding.numpy())
-    return host
+    return _OnHost(host, origins_of(packed, rows))
 
 
 def _pick(block: _Block, rows_T: torch.Tensor, into: torch.Tensor) -> tuple[_Block, torch.Tensor]:

@@ -42,6 +42,8 @@ def test_every_metric_is_documented():
     names = {metric.name for metric in Metrics().registry.collect()}
     text = (ROOT / "patches/vllm/metrics.py").read_text()
     names |= {f"routereplay_recorder{tail}" for tail in re.findall(r'f"\{_P\}(\w+)"', text)}
+    text = (ROOT / "patches/replay/watch.py").read_text()
+    names |= set(re.findall(r'"(routereplay_training\w+)"', text))
 
     assert len(names) > 10
     assert {name for name in names if name not in OPERATING} == set()

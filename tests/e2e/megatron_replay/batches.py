@@ -90,7 +90,7 @@ def _packed(seed):
     return Batch(tokens, labels, weights, routes, CU_SEQLENS_PADDED, packed=True)
 
 
-def recorded_request(sequence, experts, name="chatcmpl-a"):
+def recorded_request(sequence, experts, name="chatcmpl-a", policy_versions=()):
     """Return the record of one request: `experts` for every token but the last."""
     manifest = RecordManifest(
         request_id=name,
@@ -105,6 +105,7 @@ def recorded_request(sequence, experts, name="chatcmpl-a"):
         finish_reason="stop",
         chunks=(),
         token_digest=digest(np.ascontiguousarray(sequence).data),
+        policy_versions=policy_versions,
     )
     return RoutedExperts(np.ascontiguousarray(experts), manifest, sequence)
 

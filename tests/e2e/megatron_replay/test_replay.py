@@ -21,6 +21,7 @@ def test_replay_of_its_own_routes_is_the_live_run_bit_for_bit(megatron, recomput
         "router_calls": 3,
         "recomputes": 0 if recompute is None else 3,
         "rows": [24, 0, 0],
+        "origins": {"recorded": 24, "live": 0, "missing": 0, "policy_versions": {}},
         "prefetched": 0,
     }
 

@@ -14,6 +14,7 @@ from routereplay.client import (
     pack_padded,
     pack_thd,
     stitch,
+    unrouted,
 )
 from routereplay.wire.errors import InvalidRoutes
 
@@ -206,3 +207,14 @@ def test_even_a_few_padding_rows_reach_every_rank():
     rows = balanced_experts(2, 1, 8, 128)
 
     assert set((rows.reshape(-1).astype(int) * 8 // 128).tolist()) == set(range(8))
+
+
+def test_a_batch_without_routes_is_live_where_it_is_no_padding():
+    padding = np.array([False, True, False, True])
+    packed = unrouted(4, ModelShape(num_layers=3, topk=2, num_experts=8), padding=padding)
+    assert packed.experts.shape == (4, 3, 2)
+    assert (packed.experts[..., 0] != packed.experts[..., 1]).all()
+    assert packed.live.tolist() == [True, False, True, False]
+    assert packed.padding.tolist() == padding.tolist()
+    with pytest.raises(ValueError, match=r"expected \(5,\)"):
+        unrouted(5, ModelShape(3, 2, 8), padding=padding)

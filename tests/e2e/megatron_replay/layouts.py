@@ -35,7 +35,9 @@ class Layout:
     scores_only: bool = False
     """Megatron-Core itself refuses to train it; a log-prob pass in eval mode runs."""
     mistake: str | None = None
-    """What the trainer does wrong with its row ids, on purpose."""
+    """What the trainer does wrong with its row ids, on purpose: `mistakes.py`."""
+    fault: str | None = None
+    """What goes wrong between backward and update, on purpose: `faults.py`."""
 
     def size(self, name):
         return self.sizes.get(name) or 1
@@ -113,6 +115,19 @@ MISTAKES = {
     "tp2-sp-sequence-major-rows": _everywhere(_TP2, mistake="sequence_major"),
 }
 
+FAULTS = {
+    "dp2-reduction-skipped": _everywhere({}, fault="reduction_over_data_skipped"),
+    "cp2-reduction-skipped": _everywhere(_CP2, fault="reduction_over_data_skipped"),
+    "tp2-sp-reduction-skipped": _everywhere(_TP2, fault="reduction_over_sequence_skipped"),
+    "ep2-reduction-skipped": _everywhere(_EP2, fault="reduction_over_data_skipped"),
+    "dp2-scaled-by-ranks": _everywhere({}, fault="scaled_by_ranks"),
+    "cp2-scaled-by-ranks": _everywhere(_CP2, fault="scaled_by_ranks"),
+    "ep2-shard-dropped": _everywhere(_EP2, fault="shard_of_rank_one_dropped"),
+    "tp2-sp-etp2-shard-dropped": _everywhere(_TP2 | _ETP2, fault="shard_of_rank_one_dropped"),
+    "dp2-microbatches-dropped": _everywhere({}, fault="microbatches_of_rank_one_dropped"),
+    "pp2-stage-dropped": Layout(_PP2, ((2,), (3, 4)), fault="last_stage_dropped"),
+}
+
 ONE_OF_EACH = ("pp2-vpp2-thd", "tp2-sp-ep2", "dp2", "ep2-alltoall", "cp2-zigzag-thd")
 
 EVERY_CASE = (
@@ -121,6 +136,13 @@ EVERY_CASE = (
     "pp2-vpp2-thd@none",
     "pp2@block",
 )
-"""A case is `LAYOUT@RECOMPUTE`."""
+"""A case is `LAYOUT@RECOMPUTE[@SOURCE]`; routes come from the batch itself, from a bundle, or
+from the rank's own pass for log-probs, which was recorded (R2)."""
+NEWEST_CASES = (
+    *(f"{name}@full" for name in FAULTS),
+    *(f"{name}@full@recorded" for name in ONE_OF_EACH),
+    *(f"{name}@moe@bundle" for name in ONE_OF_EACH),
+)
+"""With the newest release only: what they prove is in no release."""
 COMBINED_CASES = tuple(f"{name}@full" for name in COMBINED)
 FEW_CASES = tuple(f"{name}@full" for name in ONE_OF_EACH)

@@ -1,9 +1,9 @@
 """One rank of a set of layouts, forked by `nursery.py`.
 
-A case is `LAYOUT@RECOMPUTE`, with a layout of `layouts.py` and a recompute of
+A case is `LAYOUT@RECOMPUTE[@SOURCE]`, with a layout of `layouts.py` and a recompute of
 `bench.RECOMPUTE` or `none`. Each trains the same microbatches in Megatron's own schedule,
-inside DDP and with its own reduction of gradients, and compares losses and gradients with
-the reference of this process alone.
+inside DDP, with its own reduction of gradients and its own optimizer, and compares outputs,
+losses, gradients and updates with the reference of this process alone.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import json
 
 import torch
 import torch.distributed as dist
-from layouts import COMBINED, LAYOUTS, MICROBATCHES, MISTAKES
+from layouts import COMBINED, FAULTS, LAYOUTS, MICROBATCHES, MISTAKES
 
 from routereplay.parity.megatron_cpu import megatron_on_cpu
 
@@ -19,38 +19,46 @@ from routereplay.parity.megatron_cpu import megatron_on_cpu
 class Rank:
     """One layout, built on this rank from the weights of the reference."""
 
-    def __init__(self, layout, recompute, reference):
+    def __init__(self, layout, recompute, source, reference, bundle):
         import sharding
         from megatron.core import parallel_state
 
         from routereplay.patches.megatron import enable_router_replay
 
         self.layout = layout
+        self.source = source
         self.reference = reference
         self.chunks = sharding.build_chunks(layout, None if recompute == "none" else recompute)
         sharding.load(self.chunks, reference.weights)
-        self.replay = enable_router_replay(self.chunks)
+        self.replay = enable_router_replay(self.chunks, routereplay_bundle=bundle)
         self.context_rank = parallel_state.get_context_parallel_rank()
         data_size = parallel_state.get_data_parallel_world_size()
         self.seeds = range(parallel_state.get_data_parallel_rank(), MICROBATCHES, data_size)
+        self.outputs = {}
+        self._begun = {}
 
     def run(self, *, forward_only=False):
-        """Run one step of the schedule; return the losses by seed, as this rank has them."""
+        """Run one step of the schedule; return the losses by seed, as this rank has them.
+
+        A pass for log-probs is recorded.
+        """
         from batches import make_batch
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        losses = {}
+        losses, self._begun = {}, dict.fromkeys(range(len(self.chunks)), 0)
+        recorded = None if forward_only else self.replay.last_recording
 
         def forward_step(seeds, chunk):
             seed = next(seeds)
             batch = make_batch(seed, packed=self.layout.packed)
+            self._begin(batch, seed, self.chunks.index(chunk), recorded)
             output = self._forward(batch, chunk)
 
             def loss_func(output):
                 from reference import weighted_loss
 
                 loss = weighted_loss(output, batch, lambda v: self._cut(batch, v))
-                losses[seed] = loss.item()
+                losses[seed], self.outputs[seed] = loss.item(), output.detach()
                 return loss, {}
 
             return output, loss_func
@@ -58,7 +66,7 @@ class Rank:
         shape = make_batch(0, packed=self.layout.packed).tokens.shape
         interleaved = len(self.chunks) > 1
         iterators = [iter(self.seeds) for _ in self.chunks]
-        with self.replay.step():
+        with self.replay.step(record=forward_only):
             get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=iterators if interleaved else iterators[0],
@@ -70,13 +78,25 @@ class Rank:
             )
         return losses
 
+    def _begin(self, batch, seed, vp_stage, recorded):
+        index, row_ids = self._begun[vp_stage], self._row_ids(batch)
+        self._begun[vp_stage] += 1
+        if self.source == "bundle":
+            tokens = self._cut(batch, batch.tokens)
+            self.replay.begin_bundled(seed, row_ids, tokens, vp_stage=vp_stage)
+            return
+        routes = batch.routes
+        if self.source == "recorded" and recorded is not None and self._has_routers(vp_stage):
+            routes = recorded.packed(index, vp_stage=vp_stage)
+        self.replay.begin_microbatch(routes, row_ids, vp_stage=vp_stage)
+
     def _forward(self, batch, chunk):
         from reference import call_model
 
-        self.replay.begin_microbatch(
-            batch.routes, self._row_ids(batch), vp_stage=self.chunks.index(chunk)
-        )
         return call_model(chunk, batch, lambda values: self._cut(batch, values))
+
+    def _has_routers(self, vp_stage):
+        return bool(self.replay._chunks[vp_stage].layers)
 
     def _row_ids(self, batch):
         if self.layout.mistake is None:
@@ -87,6 +107,41 @@ class Rank:
 
     def _cut(self, batch, values):
         return batch.cut(values, self.layout, self.context_rank)
+
+    def output_difference(self):
+        """Return how far the losses of this rank's tokens are from the reference's."""
+        from batches import make_batch
+
+        batch = make_batch(0, packed=self.layout.packed)
+        return max(
+            (
+                (output - self._cut(batch, self.reference.outputs[seed])).abs().max().item()
+                for seed, output in self.outputs.items()
+            ),
+            default=0.0,
+        )
+
+    def wrongly_recorded(self):
+        """Return the layers and microbatches whose recording is not what the reference executed."""
+        from batches import make_batch
+
+        wrong = []
+        for vp_stage, chunk in enumerate(self.replay._chunks):
+            for index, seed in enumerate(self.seeds if chunk.layers else ()):
+                batch = make_batch(seed, packed=self.layout.packed)
+                ids = self._row_ids(batch)
+                rows = chunk._placed(ids)[0].rows
+                # Of a bundle, a rank has its own rows only, in the order of its tokens.
+                own_ids = torch.arange(ids.numel()).view(ids.shape)
+                own_rows = chunk._placed(own_ids)[0].rows if self.source == "bundle" else rows
+                packed = self.replay.last_recording.packed(index, vp_stage=vp_stage)
+                for router in chunk._host.found.routers:
+                    plane = packed.experts[:, router.layer_idx - packed.layer_start]
+                    own = torch.from_numpy(plane.astype("int64"))[own_rows].sort(1).values
+                    executed = self.reference.executed[seed][rows, router.layer_idx].sort(1).values
+                    if not torch.equal(own, executed) or packed.live.any():
+                        wrong.append((router.layer_number, seed))
+        return wrong
 
     def helpers_agree(self):
         """Whether the package's formulas give the trainer's own row ids."""
@@ -101,26 +156,46 @@ class Rank:
 
 
 def facts_of(rank):
-    """Score and train; return what the tests judge."""
+    """Score, train, update and score again; return what the tests judge."""
+    import faults
     import sharding
     from megatron.core.distributed import finalize_model_grads
+    from updating import update
 
     if rank.layout.scores_only:
         return facts_of_scoring(rank)
     with torch.no_grad():
         scored = rank.run(forward_only=True)
     losses = rank.run()
-    finalize_model_grads(rank.chunks)
     report = rank.replay.last_step
-    return {
+    finalize = finalize_model_grads
+    if rank.layout.fault is not None:
+        finalize = getattr(faults, rank.layout.fault)
+    finalize(rank.chunks)
+    named = sharding.named_parameters(rank.chunks)
+    gradients = {name: parameter.main_grad.clone() for name, parameter in named}
+    facts = {
         "losses": losses,
         "scored_equal": scored == losses,
-        "differences": sharding.gradient_differences(rank.chunks, rank.reference.gradients),
+        "output_difference": rank.output_difference(),
+        "differences": sharding.differences(rank.chunks, gradients, rank.reference.gradients),
+        "wrongly_recorded": rank.wrongly_recorded() if rank.layout.mistake is None else [],
         "layers": rank.replay.layer_numbers,
         "router_calls": report.router_calls,
         "recomputes": report.recomputes,
         "helpers_agree": rank.helpers_agree(),
     }
+    norm, updates = update(rank.chunks, named)
+    facts["norm"] = norm
+    reference = rank.reference
+    facts["updates"] = sharding.differences(
+        rank.chunks, updates, reference.updates, rounded_to=reference.weights
+    )
+    if rank.source is not None:
+        with torch.no_grad():
+            again = rank.run(forward_only=True)
+        facts["update_moved_losses"] = all(again[seed] != loss for seed, loss in losses.items())
+    return facts
 
 
 def facts_of_scoring(rank):
@@ -156,10 +231,25 @@ def references_of(layouts):
 def facts_of_reference(reference):
     return {
         "reference_losses": reference.losses,
+        "reference_norm": reference.norm,
         "reference_gradients": {
             name: gradient.abs().max().item() for name, gradient in reference.gradients.items()
         },
     }
+
+
+def save_bundles(paths):
+    """Save the microbatches of both kinds, as one process does for all ranks."""
+    import bench
+    from batches import make_batch
+
+    from routereplay.client import BundleBatch, ModelShape, ReplayBundle
+
+    model = ModelShape(bench.LAYERS, bench.TOPK, bench.EXPERTS)
+    for packed, path in paths.items():
+        batches = [make_batch(seed, packed=packed) for seed in range(MICROBATCHES)]
+        saved = [BundleBatch(batch.routes, batch.tokens.reshape(-1).numpy()) for batch in batches]
+        ReplayBundle.save(path, saved, model=model)
 
 
 @contextlib.contextmanager
@@ -180,19 +270,25 @@ def main(rank, world_size, folder, cases):
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    named = [case.split("@") for case in cases]
-    layouts = [(LAYOUTS | COMBINED | MISTAKES)[name] for name, _ in named]
+    parts = [case.split("@") for case in cases]
+    layouts = [(LAYOUTS | COMBINED | MISTAKES | FAULTS)[name] for name, *_ in parts]
     with megatron_on_cpu():
         from megatron.core import parallel_state
 
         with model_parallel({}):
             references = references_of(layouts)
-        for (name, recompute), layout, reference in zip(named, layouts, references, strict=True):
+        bundles = {packed: folder / f"bundle-{packed}" for packed in (False, True)}
+        if rank == 0 and any(source == ["bundle"] for _, _, *source in parts):
+            save_bundles(bundles)
+        dist.barrier()
+        for case, (_, recompute, *source), layout, reference in zip(
+            cases, parts, layouts, references, strict=True
+        ):
             with model_parallel(layout.sizes):
-                facts = facts_of(Rank(layout, recompute, reference))
-                facts |= facts_of_reference(reference)
+                bundle = bundles[layout.packed] if source == ["bundle"] else None
+                own = Rank(layout, recompute, source[0] if source else None, reference, bundle)
+                facts = facts_of(own) | facts_of_reference(reference)
                 facts["context_rank"] = parallel_state.get_context_parallel_rank()
-                path = folder / f"{name}@{recompute}-{rank}.json"
-                path.write_text(json.dumps(facts))
+                (folder / f"{case}-{rank}.json").write_text(json.dumps(facts))
                 dist.barrier()
     dist.destroy_process_group()

@@ -10,23 +10,25 @@ import bench
 import torch
 from batches import make_batch
 from layouts import MICROBATCHES
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from updating import update
 
 
 class FixedRoutes:
     """Stands on one router; executes `ids`, and the router's own choice where `live`."""
 
     def __init__(self, layer_idx):
-        self._layer_idx = layer_idx
+        self.layer_idx = layer_idx
 
     def set(self, batch):
         shape = batch.tokens.shape
-        experts = torch.from_numpy(batch.routes.experts[:, self._layer_idx].astype("int64"))
+        experts = torch.from_numpy(batch.routes.experts[:, self.layer_idx].astype("int64"))
         self.ids = experts.view(*shape, -1).transpose(0, 1).reshape(len(experts), -1)
         self.live = torch.from_numpy(batch.routes.live).view(shape).t().reshape(-1, 1)
 
     def get_replay_topk(self, scores, topk, num_groups, group_topk, compute):
         live = compute(scores, topk, num_groups, group_topk)[1]
-        ids = torch.where(self.live, live, self.ids)
+        ids = self.executed = torch.where(self.live, live, self.ids)
         return scores.gather(1, ids), ids
 
 
@@ -35,26 +37,50 @@ class Reference:
     weights: dict
     losses: dict
     """By seed of the microbatch."""
+    outputs: dict
+    """`[B, S]` losses of the tokens, by seed."""
+    executed: dict
+    """`[rows, layers, topk]` experts of every row, live ones too, by seed."""
     gradients: dict
     """Of the mean over the microbatches."""
+    norm: float
+    """Of all gradients."""
+    updates: dict
+    """What one step of the optimizer adds to the weights."""
 
 
 def train_reference(model, *, packed):
     """Train `model`, whole and on this process alone, on every microbatch."""
+    wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     stands = []
     for router in bench.routers(model):
         router.router_replay = FixedRoutes(router.layer_number - 1)
         stands.append(router.router_replay)
-    losses = {}
+    losses, outputs, executed = {}, {}, {}
     for seed in range(MICROBATCHES):
         batch = make_batch(seed, packed=packed)
         for stand in stands:
             stand.set(batch)
-        loss = weighted_loss(call_model(model, batch, lambda values: values), batch, lambda v: v)
-        losses[seed] = loss.item()
+        output = call_model(wrapped, batch, lambda values: values)
+        loss = weighted_loss(output, batch, lambda values: values)
+        losses[seed], outputs[seed] = loss.item(), output.detach()
+        executed[seed] = _by_token(batch, stands)
         (loss / MICROBATCHES).backward()
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return Reference(weights, losses, bench.gradients(model))
+    parameters = list(model.named_parameters())
+    weights = {name: p.detach().clone() for name, p in parameters}
+    gradients = {name: p.main_grad.clone() for name, p in parameters}
+    norm, updates = update([wrapped], parameters)
+    return Reference(weights, losses, outputs, executed, gradients, norm, updates)
+
+
+def _by_token(batch, stands):
+    """Return `[rows, layers, topk]` from the `[s, b]` rows of each router."""
+    size, length = batch.tokens.shape
+    experts = torch.zeros(size * length, bench.LAYERS, bench.TOPK, dtype=torch.long)
+    for stand in stands:
+        by_token = stand.executed.view(length, size, -1).transpose(0, 1)
+        experts[:, stand.layer_idx] = by_token.reshape(size * length, -1)
+    return experts
 
 
 def call_model(model, batch, cut):

@@ -77,18 +77,21 @@ def load(chunks, weights):
             parameter.copy_(own_part(name, parameter, weights[name]))
 
 
-def gradient_differences(chunks, gradients):
-    """Return, for each parameter of this rank, its gradient's difference from the whole's.
+def differences(chunks, own, wholes, rounded_to=None):
+    """Return by name how far `own` tensors, one for each parameter, are from the whole's parts.
 
-    Relative to the whole gradient's largest entry.
+    Relative to the largest entry of the whole. `rounded_to` are weights: what their own
+    rounding explains, two units in the last place, is no difference.
     """
-    differences = {}
+    found = {}
     for name, parameter in named_parameters(chunks):
-        whole = gradients[name]
-        part = own_part(name, parameter, whole)
-        difference = (parameter.main_grad - part).abs().max() / (whole.abs().max() + 1e-12)
-        differences[name] = difference.item()
-    return differences
+        whole = wholes[name]
+        apart = (own[name] - own_part(name, parameter, whole)).abs()
+        if rounded_to is not None:
+            unit = torch.finfo(whole.dtype).eps
+            apart = apart - 2 * unit * own_part(name, parameter, rounded_to[name]).abs()
+        found[name] = (apart.max().clamp(min=0) / (whole.abs().max() + 1e-12)).item()
+    return found
 
 
 def named_parameters(chunks):

@@ -19,11 +19,13 @@ from e2e.megatron_replay.layouts import (
     COMBINED,
     COMBINED_CASES,
     EVERY_CASE,
+    FAULTS,
     FEW_CASES,
     LAYOUTS,
     MICROBATCHES,
     MISTAKES,
     MOE_LAYERS,
+    NEWEST_CASES,
 )
 from e2e.megatron_replay.releases import OUTERMOST, RELEASES
 
@@ -65,7 +67,9 @@ def run_layouts(megatron, cases, world_size, folder):
 
 @pytest.fixture(scope="session")
 def runs(megatron, release_folder, tmp_path_factory):
-    cases = EVERY_CASE if release_folder[0] in OUTERMOST else FEW_CASES
+    release = release_folder[0]
+    cases = EVERY_CASE if release in OUTERMOST else FEW_CASES
+    cases += NEWEST_CASES if release == RELEASES[-1] else ()
     return run_layouts(megatron, cases, WORLD_SIZE, tmp_path_factory.mktemp("ranks"))
 
 
@@ -84,8 +88,8 @@ def losses_of(ranks):
     return {seed: sum(by_rank.values()) for seed, by_rank in shares.items()}
 
 
-def worst_difference(ranks):
-    return max(max(rank["differences"].values()) for rank in ranks)
+def worst_difference(ranks, of="differences"):
+    return max(max(rank[of].values()) for rank in ranks)
 
 
 def check_equal(case, ranks):
@@ -97,6 +101,12 @@ def check_equal(case, ranks):
     assert {name for rank in ranks for name in rank["differences"]} == set(whole)
     assert min(whole.values()) > 0
     assert worst_difference(ranks) <= (0.0 if layout.bitwise else 3e-6)
+    assert max(rank["output_difference"] for rank in ranks) <= (0.0 if layout.bitwise else 3e-6)
+    norm = pytest.approx(ranks[0]["reference_norm"])
+    assert [rank["norm"] for rank in ranks] == [norm] * len(ranks)
+    assert worst_difference(ranks, "updates") < 1e-5
+    assert all(rank.get("update_moved_losses", True) for rank in ranks)
+    assert [rank["wrongly_recorded"] for rank in ranks] == [[]] * len(ranks)
     assert [tuple(rank["layers"]) for rank in ranks] == list(layout.layers)
 
 
@@ -109,6 +119,12 @@ def test_losses_and_every_gradient_equal_those_of_one_process(runs, case):
 @between
 @pytest.mark.parametrize("case", FEW_CASES)
 def test_the_releases_between_train_the_same(runs, case):
+    check_equal(case, runs.ranks(case))
+
+
+@newest
+@pytest.mark.parametrize("case", [case for case in NEWEST_CASES if case.count("@") == 2])
+def test_routes_of_a_bundle_and_of_the_ranks_own_recording_train_the_same(runs, case):
     check_equal(case, runs.ranks(case))
 
 
@@ -150,3 +166,14 @@ def test_row_ids_of_another_layout_show_in_gradients_and_hardly_in_losses(runs, 
     ranks = runs.ranks(f"{name}@full")
     assert losses_of(ranks) == pytest.approx(ranks[0]["reference_losses"], rel=1e-3)
     assert worst_difference(ranks) > 1.0
+
+
+@newest
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_after_a_right_forward_shows_in_gradients_and_updates(runs, name):
+    ranks = runs.ranks(f"{name}@full")
+    assert losses_of(ranks) == pytest.approx(ranks[0]["reference_losses"], abs=2e-6)
+    assert worst_difference(ranks) > 0.1
+    # Clipping takes a common factor out of the update; it shows in the norm.
+    scaled = abs(ranks[0]["norm"] / ranks[0]["reference_norm"] - 1) > 0.1
+    assert worst_difference(ranks, "updates") > 0.01 or scaled

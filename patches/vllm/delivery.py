@@ -19,7 +19,7 @@ from routereplay.patches.vllm.outbox import Outbox
 from routereplay.patches.vllm.parcel import Batch, Parcel
 from routereplay.patches.vllm.sender import Answered, Refused, Withheld
 from routereplay.patches.vllm.settings import Settings
-from routereplay.wire.errors import RETRYABLE_CODES, MalformedFrame
+from routereplay.wire.errors import RETRYABLE_CODES, MalformedFrame, ParentLost, ParentMismatch
 from routereplay.wire.records import FrameResult
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ _SPOOL_AGE_S = 1.0
 _MEMORY_PART = 0.5
 """Part of the memory bound from which on rows go to disk though the store answers."""
 _ANY_SIZE = 1 << 62
+_WITHOUT_PARENT = frozenset({ParentLost.code, ParentMismatch.code})
 _DAMAGED_MAX = 3
 """How often a frame that was damaged on its way is sent again."""
 
@@ -144,6 +145,7 @@ class Delivery:
 
     def _answered(self, batch: Batch, results: Sequence[FrameResult], now: float) -> bool:
         again: list[Parcel] = []
+        orphans: list[Parcel] = []
         # A seal that follows a chunk to be sent again was refused for want of that chunk.
         unsettled: set[str] = set()
         for parcel, result in zip(batch.parcels[: batch.sent], results, strict=True):
@@ -156,10 +158,13 @@ class Delivery:
             ):
                 unsettled.add(parcel.origin.upload_id)
                 again.append(parcel)
+            elif result.code in _WITHOUT_PARENT and parcel.orphan():
+                self._lost_parent(parcel, result)
+                orphans.append(parcel)
             else:
                 self._reject(batch, parcel, result.code, result.message, now)
         progress = len(again) < batch.sent
-        batch.parcels = again + batch.parcels[batch.sent :]
+        batch.parcels = again + orphans + batch.parcels[batch.sent :]
         if again:
             self._ledger.happened("store_error")
             self._breaker.failed(now)
@@ -201,6 +206,16 @@ class Delivery:
             origin = parcel.origin
             logger.debug("sealed %s choice %d", origin.request_id, origin.choice)
         self._settle(batch, parcel)
+
+    def _lost_parent(self, parcel: Parcel, result: FrameResult) -> None:
+        """The rows of a delta are right, those before them are gone: the next turn has all."""
+        self._ledger.happened("orphaned")
+        self._quiet.warning(
+            "the route store has not what a turn goes on from (%s): %s. Its own rows are stored; "
+            "the next turn of its trajectory is recorded whole",
+            *(result.code, result.message),
+        )
+        self._outbox.forget_prefix(parcel.origin)
 
     def _reject(self, batch: Batch, parcel: Parcel, code: str, why: str, now: float) -> None:
         self._quiet.warning(

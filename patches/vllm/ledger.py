@@ -47,7 +47,7 @@ class Stats:
     """Records whose rows cannot be real, by reason."""
     events: dict[str, int] = field(default_factory=dict)
     """What happened on the way, by name: `store_error`, `internal_error`, `replayed`,
-    `restarted`, `spool_adopted`, `spool_quarantined`, `spool_error`."""
+    `orphaned`, `restarted`, `spool_adopted`, `spool_quarantined`, `spool_error`."""
     store_away: bool = False
     """The last tries failed; the next one is a probe."""
     oldest_unsent_s: float = 0.0

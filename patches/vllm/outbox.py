@@ -80,6 +80,9 @@ class Outbox:
     def end(self, info: RecordInfo, ending: Ending, now: float) -> None:
         """Seal a record, unless it is lost."""
         upload = self._uploads[info.upload_id]
+        if info.parent is not None and info.parent.upload_id in self._uploads:
+            # The first choice still runs: the store must hear of it before this one's seal.
+            self._frame(self._uploads[info.parent.upload_id], now)
         self._frame(upload, now)
         del self._uploads[info.upload_id]
         if not upload.lost:
@@ -179,12 +182,16 @@ class Outbox:
         if upload is not None:
             self._drop_all(upload, reason)
             origin = upload.origin
-        if origin.trajectory_id is not None:
-            self._on_lost(origin.trajectory_id)
+        self.forget_prefix(origin)
         self._ledger.record_ended(f"dropped:{reason}")
         # After a conflict another record with this id is sealed: nothing is missing there.
         if reason != f"rejected:{RecordConflict.code}":
             self.notes.append(note_of(origin, reason, now))
+
+    def forget_prefix(self, origin: Origin) -> None:
+        """Let the next turn of a record's trajectory have all its rows."""
+        if origin.trajectory_id is not None:
+            self._on_lost(origin.trajectory_id)
 
     def _drop_all(self, upload: Upload, reason: str) -> None:
         upload.lost = reason

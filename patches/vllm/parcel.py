@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from routereplay.patches.vllm.origin import Origin
 from routereplay.patches.vllm.spool_file import SpoolFile
 from routereplay.wire.digest import Buffer
-from routereplay.wire.frame import Frame, encode_frame
+from routereplay.wire.frame import Frame, decode_frame, encode_frame
 from routereplay.wire.records import Chunk, Routes, Seal
 
 Kind: TypeAlias = Literal["chunk", "seal", "drop"]
@@ -17,7 +19,10 @@ Kind: TypeAlias = Literal["chunk", "seal", "drop"]
 
 @dataclass(eq=False, slots=True)
 class Parcel:
-    """One encoded frame and what it carries. Its bytes never change, however often it is sent."""
+    """One encoded frame and what it carries.
+
+    Its bytes never change, however often it is sent, but for a seal without its parent.
+    """
 
     origin: Origin
     kind: Kind
@@ -38,6 +43,15 @@ class Parcel:
 
     def __post_init__(self) -> None:
         self.wire_nbytes = sum(memoryview(part).nbytes for part in self.buffers)
+
+    def orphan(self) -> bool:
+        """Let a seal be taken without its parent; return False if it is no such seal, or is."""
+        header, payload = decode_frame(b"".join(self.buffers))
+        if not isinstance(header, Seal) or header.orphan or header.manifest.parent is None:
+            return False
+        self.buffers = encode_frame(msgspec.structs.replace(header, orphan=True), [payload])
+        self.wire_nbytes = sum(memoryview(part).nbytes for part in self.buffers)
+        return True
 
 
 @dataclass(eq=False, slots=True)

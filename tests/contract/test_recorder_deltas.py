@@ -1,0 +1,139 @@
+"""The real exporter and the real store over deltas: what the store refuses is sent as an orphan."""
+
+import itertools
+from collections import deque
+
+import numpy as np
+import pytest
+from support.route_store import decode_routes
+from support.store_processes import until
+
+from routereplay.patches.vllm.exporter import Exporter
+from routereplay.patches.vllm.identity import ClientId
+from routereplay.patches.vllm.prefix import Lineage, ParentId
+from routereplay.patches.vllm.record import Ending, ModelFacts, RecordInfo
+from routereplay.patches.vllm.settings import Settings
+
+MODEL = ModelFacts("tiny", num_layers=4, topk=2, num_experts=16)
+LINEAGE = Lineage("engine", "tiny", "", "")
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def exporter(store):
+    # Nothing is framed before it must be.
+    made = Exporter(Settings(store.sidecar.url, flush_age_s=60.0))
+    yield made
+    made.close(5.0)
+
+
+class Turn:
+    """A record that the exporter brings to the store."""
+
+    def __init__(self, exporter, request_id, prompt, completion, *, choice=0, parent=None, start=0):
+        self.exporter = exporter
+        self.completion = list(completion)
+        trajectory = request_id.split("-")[0]
+        number = next(_NUMBERS)
+        self.info = RecordInfo(
+            upload_id=f"engine.{number}",
+            client=ClientId(request_id, choice, ()),
+            trajectory_id=trajectory,
+            model=MODEL,
+            model_name="tiny",
+            prompt_token_ids=list(prompt),
+            row_start=start,
+            engine_id="engine",
+            ordinal=number,
+            started_at=1000.0 + number,
+            parent=parent,
+        )
+        rows = len(self.info.prompt_token_ids) + len(self.completion) - 1 - start
+        self.rows = np.random.default_rng(number).integers(0, 16, (rows, 4, 2), dtype=np.uint8)
+        self.source = deque()
+        exporter.open(self.info, self.source)
+
+    @property
+    def id(self):
+        return ParentId(self.info.client.request_id, self.info.client.choice, self.info.upload_id)
+
+    def capture(self):
+        assert self.exporter.admit(1, len(self.rows), self.rows.nbytes)
+        self.source.append(self.rows)
+        return self
+
+    def end(self):
+        info = self.info
+        self.exporter.seal(info, Ending(self.completion, "stop", ()))
+        self.exporter.known.note(
+            info.trajectory_id, self.id, LINEAGE, info.prompt_token_ids, self.completion
+        )
+        return self
+
+
+def sealed(exporter, count):
+    until(lambda: exporter.stats().records.get("sealed", 0) >= count, 10)
+
+
+def known(exporter, trajectory, prompt):
+    return exporter.known.find(trajectory, LINEAGE, prompt)
+
+
+def test_a_delta_on_a_deleted_turn_is_kept_as_an_orphan_and_the_next_has_all_rows(store, exporter):
+    first = Turn(exporter, "bereft-0", range(10), [1, 2, 3]).capture().end()
+    sealed(exporter, 1)
+    store.http.delete("/v1/requests/bereft-0")
+    prompt = [*range(10), 1, 2, 3, 4]
+    assert known(exporter, "bereft", prompt) == (first.id, 12)
+    second = Turn(exporter, "bereft-1", prompt, [5, 6], parent=first.id, start=12).capture().end()
+    sealed(exporter, 2)
+
+    assert exporter.stats().events["orphaned"] == 1
+    assert known(exporter, "bereft", [*prompt, 5, 6]) is None
+    answer = store.get("/v1/requests/bereft-1/routes")
+    assert (answer.status_code, answer.json()["code"]) == (404, "deleted")
+    _, (rows,), _ = decode_routes(store.get("/v1/requests/bereft-1/routes", tokens="12:"))
+    assert np.array_equal(rows, second.rows)
+    third = Turn(exporter, "bereft-2", [*prompt, 5, 6, 7], [8]).capture().end()
+    sealed(exporter, 3)
+    _, (rows,), _ = decode_routes(store.get("/v1/requests/bereft-2/routes"))
+    assert np.array_equal(rows, third.rows)
+    assert exporter.stats().dropped == {}
+
+
+def test_a_hash_that_lies_is_found_out_by_the_store(store, exporter):
+    first = Turn(exporter, "liar-0", range(10), [1, 2, 3]).capture().end()
+    prompt = [99, *range(1, 10), 1, 2, 3, 4]
+    Turn(exporter, "liar-1", prompt, [5, 6], parent=first.id, start=12).capture().end()
+    sealed(exporter, 2)
+
+    assert exporter.stats().events["orphaned"] == 1
+    answer = store.get("/v1/requests/liar-1/routes")
+    assert (answer.status_code, answer.json()["code"]) == (409, "parent_mismatch")
+
+
+def test_a_choice_that_ends_before_the_first_one_is_no_orphan(store, exporter):
+    prompt = range(20)
+    first = Turn(exporter, "siblings-0", prompt, [1, 2, 3]).capture()
+    second = Turn(exporter, "siblings-0", prompt, [4], choice=1, parent=first.id, start=19)
+    second.capture().end()
+    sealed(exporter, 1)
+
+    assert "orphaned" not in exporter.stats().events
+    url = "/v1/requests/siblings-0/routes"
+    assert store.get(url, choice=1).json()["code"] == "pending"
+    first.end()
+    _, (rows,), _ = decode_routes(store.get(url, choice=1, wait=10))
+    assert np.array_equal(rows, np.concatenate([first.rows[:19], second.rows]))
+
+
+def test_a_lost_turn_is_forgotten_at_once(store, exporter):
+    first = Turn(exporter, "given-0", range(10), [1, 2, 3]).capture().end()
+    sealed(exporter, 1)
+    prompt = [*range(10), 1, 2, 3, 4]
+    second = Turn(exporter, "given-1", prompt, [5, 6], parent=first.id, start=12).capture()
+    exporter.drop(second.info, "queue_full")
+    until(lambda: known(exporter, "given", [*prompt, 5, 6]) is None, 5)
+
+    described = store.get("/v1/trajectories/given").json()
+    assert described["coverage"]["complete"] is False

@@ -134,6 +134,7 @@ class Measured:
         rescored = [one for sampling in samplings for one in sampling.rescored]
         self.passes = {ENGINE_AGAIN: Scored.of_engine(rescored, _routes(again, self._tokens))}
         """By the names of the table's columns; a later topology's have its name behind them."""
+        self._covered = {ENGINE_AGAIN: len(self.samplings)}
 
     def score(
         self,
@@ -143,6 +144,7 @@ class Measured:
         device: str,
         dtype: str,
         row_tokens: int = 0,
+        samplings: int = 0,
         timeout_s: float = 600.0,
     ) -> None:
         """Score with Megatron what was sampled: live, replayed, and live in another packing.
@@ -150,17 +152,21 @@ class Measured:
         Args:
             device: `cpu` or `cuda`.
             dtype: of Megatron's parameters and arithmetic, by its name in torch.
-            row_tokens: length of a packed row; 0 for twice the longest trajectory.
+            row_tokens: length of a packed row; 0 for four times the longest trajectory.
+            samplings: how many of them to score, from the first; 0 for all.
 
         Raises:
             MisalignedRoutes, MissingRoutes, InvalidRoutes: the routes do not fit the tokens.
             EngineFailed: Megatron ended with an error, or the time is up.
         """
+        covered = samplings or len(self.samplings)
+        count = sum(len(one.rollouts) for one in self.samplings[:covered])
         longest = max(map(len, self._tokens))
-        # Sequence parallelism divides a row; other neighbours and lengths for the second.
+        length = max(row_tokens or 4 * longest, longest)
+        # Sequence parallelism divides a row; the second packing has other lengths and neighbours.
         step = 8 * topology.tp
-        rows = self._rows(_multiple(max(row_tokens, longest) if row_tokens else 2 * longest, step))
-        others = self._rows(_multiple(longest, step), backwards=True)
+        rows = self._rows(count, _multiple(length, step))
+        others = self._rows(count, _multiple(max(longest, 3 * length // 4), step), backwards=True)
         job = Job(
             *(checkpoint, device, dtype, topology.tp, topology.pp, topology.ep),
             canary_every=1,
@@ -173,30 +179,32 @@ class Measured:
         found = run_job(job, [*rows, *others], int(self.bounds[-1]), timeout_s=timeout_s)
         behind = f" {topology}" if REPLAY_OFF in self.passes else ""
         self.passes |= {name + behind: scored for name, scored in found.items()}
+        self._covered |= dict.fromkeys((name + behind for name in found), covered)
 
     def columns(self, sampling: int | None = None) -> dict[str, Mismatch]:
-        """Return the table, over all samplings or of one."""
-        start, stop = (0, -1) if sampling is None else (sampling, sampling + 1)
-        span = int(self.bounds[start]), int(self.bounds[stop])
-        sampled = self.sampled.between(*span)
-        parts = {name: scored.between(*span) for name, scored in self.passes.items()}
-        return {
-            name: compare_scored(part, self._target(name, parts, sampled))
-            for name, part in parts.items()
-        }
+        """Return the table, over all samplings that a column covers or of one."""
+        found = {}
+        for name, scored in self.passes.items():
+            covered = self._covered[name]
+            if sampling is not None and sampling >= covered:
+                continue
+            start, stop = (0, covered) if sampling is None else (sampling, sampling + 1)
+            span = int(self.bounds[start]), int(self.bounds[stop])
+            found[name] = compare_scored(scored.between(*span), self._target(name).between(*span))
+        return found
 
-    def _rows(self, row_tokens: int, *, backwards: bool = False) -> list[PackedRow]:
+    def _rows(self, count: int, row_tokens: int, *, backwards: bool = False) -> list[PackedRow]:
         return pack_rows(
-            *(self._trajectories, self._tokens, self._trained, self._model, row_tokens),
+            *(self._trajectories[:count], self._tokens[:count], self._trained[:count]),
+            *(self._model, row_tokens),
             backwards=backwards,
         )
 
-    @staticmethod
-    def _target(name: str, parts: dict[str, Scored], sampled: Scored) -> Scored:
+    def _target(self, name: str) -> Scored:
         if not name.startswith(MEGATRON_AGAIN):
-            return sampled
-        live = parts[REPLAY_OFF + name.removeprefix(MEGATRON_AGAIN)]
-        return _only(live, sampled)
+            return self.sampled
+        live = self.passes[REPLAY_OFF + name.removeprefix(MEGATRON_AGAIN)]
+        return _only(live, self.sampled)
 
 
 def _wait_until_sealed(engine: Engine, store: RouteStoreClient) -> None:

@@ -70,7 +70,7 @@ def _by_position(measured: Measured) -> dict[str, Any]:
     bins = np.digitize(positions, edges[1:-1])
     found: dict[str, Any] = {"edges": [float(edge) for edge in edges]}
     for name, scored in measured.passes.items():
-        if name.startswith(MEGATRON_AGAIN):
+        if name.startswith(MEGATRON_AGAIN) or np.isnan(scored.logprobs[where]).any():
             continue
         apart = np.abs(scored.logprobs[where] - measured.sampled.logprobs[where])
         found[name] = [

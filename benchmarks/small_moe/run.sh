@@ -3,7 +3,7 @@
 #   benchmarks/small_moe/run.sh OUT                            one GPU, or two: more topologies
 #   DEVICE=cpu TRAIN="--tiny --seconds 20" MEASURE="--count 4 --seeds 1" benchmarks/small_moe/run.sh OUT
 # The random model is measured while the other one trains. PYTHON, WORK, VLLM and
-# TOPOLOGIES can be set; a part that fails leaves the others' results.
+# TOPOLOGIES can be set, and ONLY_TRAINED leaves the random model out; a part that fails leaves the others' results.
 set -u
 cd "$(dirname "$0")/../.."
 out=$1 work=${WORK:-/tmp/small-moe} python=${PYTHON:-python3} device=${DEVICE:-cuda}
@@ -40,7 +40,7 @@ TOKENIZERS_PARALLELISM=true $python benchmarks/small_moe/train.py "$work/trained
 training=$!
 while kill -0 $training 2>/dev/null && ! grep -q 'random weights written' "$out/train.log"; do sleep 1; done
 say "text and random weights are there"
-if [ -f "$work/random/config.json" ]; then
+if [ -f "$work/random/config.json" ] && [ -z "${ONLY_TRAINED-}" ]; then
   if [ "$gpus" -ge 2 ]; then export CUDA_VISIBLE_DEVICES=1; fi
   measure random 1 &
   random=$!

@@ -45,7 +45,7 @@ class Size:
     length: int = 512
     text_bytes: int = 80_000_000
     tokenizer_bytes: int = 8_000_000
-    peak_rate: float = 1e-3
+    peak_rate: float = 6e-4
 
 
 TINY = Size(4, 64, 4, 2, 32, 16, 4, 32, 1024, 8, 128, 2_000_000, 500_000, 4e-3)
@@ -66,17 +66,50 @@ class MasterWeights:
             betas=(0.9, 0.95),
         )
 
-    def step(self, rate: float) -> None:
-        """Clip, update and copy back."""
+    def step(self, rate: float) -> bool:
+        """Clip, update and copy back; returns False, and changes nothing, if a gradient is bad.
+
+        So the weights are finite at every moment, whatever a kernel returns.
+        """
         for parameter, master in zip(self._parameters, self._masters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
+        if not bool(norm.isfinite()):
+            return False
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, self._masters)
+        return True
+
+
+def never_leave_an_expert_empty(model: Any, size: Size) -> None:
+    """Give every expert a row of zeros with weight zero, so that none has no row at all.
+
+    A grouped product leaves the gradient of an expert without rows as it finds the memory,
+    and the first expert that nobody asks for ends the training in NaN.
+    """
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        experts.forward = _with_a_row_for_all(experts.forward, size)
+
+
+def _with_a_row_for_all(forward: Any, size: Size) -> Any:
+    rows = -(-size.experts // size.topk)
+
+    def forward_all(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> Any:
+        ids = torch.arange(rows * size.topk, device=index.device, dtype=index.dtype)
+        extra = (ids % size.experts).view(rows, size.topk)
+        output = forward(
+            torch.cat([hidden, hidden.new_zeros(rows, hidden.shape[1])]),
+            torch.cat([index, extra]),
+            torch.cat([weights, weights.new_zeros(rows, size.topk)]),
+        )
+        return output[: len(hidden)]
+
+    return forward_all
 
 
 def build(size: Size, tokenizer: Any, device: torch.device) -> Any:
@@ -97,7 +130,7 @@ def build(size: Size, tokenizer: Any, device: torch.device) -> Any:
         decoder_sparse_step=1,
         mlp_only_layers=[],
         norm_topk_prob=True,
-        router_aux_loss_coef=0.001,
+        router_aux_loss_coef=0.01,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -110,7 +143,9 @@ def build(size: Size, tokenizer: Any, device: torch.device) -> Any:
         model = Qwen3MoeForCausalLM._from_config(
             config, attn_implementation="sdpa", experts_implementation=experts
         )
-    return model.to(torch.bfloat16)
+    model = model.to(torch.bfloat16)
+    never_leave_an_expert_empty(model, size)
+    return model
 
 
 def train(model: Any, tokens: np.ndarray, size: Size, seconds: float) -> dict[str, Any]:
@@ -121,18 +156,26 @@ def train(model: Any, tokens: np.ndarray, size: Size, seconds: float) -> dict[st
     generator = torch.Generator().manual_seed(0)
     model.train()
     begin = time.monotonic()
-    steps, losses = 0, []
+    steps, skipped, losses = 0, 0, []
     while (passed := time.monotonic() - begin) < seconds:
         loss = _loss(model, _batch(row, size, generator))
         loss.backward()
-        warm = min((steps + 1) / 50, 1.0)
+        warm = min((steps + 1) / 100, 1.0)
         rate = size.peak_rate * warm * (0.55 + 0.45 * math.cos(math.pi * passed / seconds))
-        optimizer.step(rate)
+        skipped += not optimizer.step(rate)
         steps += 1
         if steps % 50 == 0 or steps == 1:
             losses.append((steps, round(float(loss.detach()), 4)))
-            print(f"step {steps} at {passed:.0f} s: loss {losses[-1][1]}", flush=True)
-    return {"steps": steps, "tokens": steps * size.batch * size.length, "losses": losses}
+            print(
+                f"step {steps} at {passed:.0f} s: loss {losses[-1][1]}, {skipped} skipped",
+                flush=True,
+            )
+    return {
+        "steps": steps,
+        "skipped": skipped,
+        "tokens": steps * size.batch * size.length,
+        "losses": losses,
+    }
 
 
 @torch.no_grad()
@@ -223,6 +266,8 @@ def main() -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+    if not math.isfinite(facts["held_out_loss"]):
+        sys.exit(f"the model is no good: {facts}")
     save(model, tokenizer, args.out)
     write_prompts(held_out, args.out)
     (args.out / "training.json").write_text(json.dumps(facts, indent=1))

@@ -64,6 +64,8 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (ingest, overview, requests, trajectories, fetch, health, pages, docs):
         app.include_router(module.router)
     # The last one added is the first one asked.
-    app.add_middleware(Authenticate, keys=keys, metrics=runtime.metrics)
+    app.add_middleware(
+        Authenticate, keys=keys, admission=runtime.admission, metrics=runtime.metrics
+    )
     app.add_middleware(Observe, metrics=runtime.metrics)
     return app

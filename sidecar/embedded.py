@@ -65,7 +65,7 @@ class EmbeddedEngine:
         # mkdtemp makes it 0700: whoever can open the socket can read and write every route.
         self._run_dir = Path(tempfile.mkdtemp(prefix="routereplay-"))
         try:
-            if self._durability == "process":
+            if self._durability != "memory":
                 self._take_data_dir()
             self._write_config()
             self._process = await self._spawn()
@@ -116,8 +116,8 @@ class EmbeddedEngine:
         run_dir = self._private_dir
         text = engine_config(
             run_dir=run_dir,
-            data_dir=self._data_dir if self._durability == "process" else run_dir,
-            append_only=self._durability == "process",
+            data_dir=run_dir if self._durability == "memory" else self._data_dir,
+            durability=self._durability,
             max_memory_bytes=self._max_memory_bytes,
         )
         (run_dir / "engine.conf").write_text(text)

@@ -7,9 +7,7 @@ from pathlib import Path
 from routereplay.sidecar.errors import EngineStartError
 
 
-def engine_config(
-    *, run_dir: Path, data_dir: Path, append_only: bool, max_memory_bytes: int
-) -> str:
+def engine_config(*, run_dir: Path, data_dir: Path, durability: str, max_memory_bytes: int) -> str:
     """Return the configuration file of the embedded engine."""
     return "\n".join(
         [
@@ -24,10 +22,10 @@ def engine_config(
             "maxmemory-policy noeviction",
             # A snapshot forks, and a fork of a large store can double its memory.
             'save ""',
-            f"appendonly {'yes' if append_only else 'no'}",
+            f"appendonly {'no' if durability == 'memory' else 'yes'}",
             # Not everysec: while an fsync is slow it puts writes off by up to two seconds
             # and acknowledges them all the same, so a killed engine loses them.
-            "appendfsync no",
+            f"appendfsync {'always' if durability == 'disk' else 'no'}",
             "aof-load-truncated yes",
             # Short-lived blobs are churn: rewriting a small file again and again gains nothing.
             "auto-aof-rewrite-min-size 1gb",

@@ -26,6 +26,7 @@ from routereplay.sidecar.store.base import (
 )
 from routereplay.wire.digest import Buffer, digest
 from routereplay.wire.errors import (
+    LimitReached,
     RecordConflict,
     RouteReplayError,
     RoutesDeleted,
@@ -259,6 +260,9 @@ def _refusal(outcome: str, what: str, key: RecordKey) -> RouteReplayError:
             return UploadIncomplete(f"{where}: a staged chunk expired before the seal")
         case "deleted":
             return RoutesDeleted(f"{where}: the record was deleted and does not come back")
+        case "too_many" | "too_long":
+            more = "bytes" if outcome == "too_long" else "requests"
+            return LimitReached(f"{where}: its trajectory has brought as many {more} as one may")
         case "dropped":
             return RoutesDropped(f"{where}: the recorder gave this upload up before")
     msg = f"{where}: the index answered {outcome!r}"

@@ -58,6 +58,28 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
+        self.engine_up = Gauge(
+            "routereplay_engine_up",
+            "1 if the engine answers and is set up for the promised durability, else 0.",
+            registry=self.registry,
+        )
+        self.engine_memory = Gauge(
+            "routereplay_engine_memory_bytes",
+            "Memory of the engine: used, and the most that it may use.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.data_lost = Counter(
+            "routereplay_engine_data_lost_total",
+            "How often the engine was found without what it had held.",
+            registry=self.registry,
+        )
+        self.backpressure = Counter(
+            "routereplay_backpressure_total",
+            "Bodies that were refused before they were read, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.files_in_order = Gauge(
             "routereplay_files_in_order",
             "1 if the key file and the certificates are as they should be, else 0.",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterator
 
 import redis.asyncio
 
+from routereplay.sidecar.admission import Admission
 from routereplay.sidecar.auth.key_store import WatchedKeys
 from routereplay.sidecar.embedded import EmbeddedEngine
+from routereplay.sidecar.engine_watch import EngineWatch
 from routereplay.sidecar.http.tls import ServerTls
 from routereplay.sidecar.journal import Journal
 from routereplay.sidecar.metrics import Metrics
@@ -19,9 +19,10 @@ from routereplay.sidecar.service import RouteStore
 from routereplay.sidecar.settings import Settings
 from routereplay.sidecar.store.base import Blobs, Index
 from routereplay.sidecar.store.redis_blobs import RedisBlobs
-from routereplay.sidecar.store.redis_engine import check_engine, connect, engine_errors
+from routereplay.sidecar.store.redis_engine import close, connect, engine_errors, primaries
 from routereplay.sidecar.store.redis_index import RedisIndex
 from routereplay.sidecar.store.redis_journal import RedisJournal
+from routereplay.sidecar.store.redis_replicas import Replicas
 from routereplay.sidecar.store.resp_blobs import RespBlobs
 from routereplay.sidecar.store.resp_pool import SCHEMES, RespPool
 from routereplay.wire.errors import StoreUnavailable
@@ -41,14 +42,15 @@ class Runtime:
         self._keys = keys
         self._files = Periodic(self._refresh_files, _FILES_EVERY_S)
         self.metrics = Metrics()
+        self.admission = Admission(settings, self.metrics)
         self.stopping = False
         """Set by the server when it is told to stop, while requests are still open."""
         self._embedded: EmbeddedEngine | None = None
         self._client: redis.asyncio.Redis | None = None
         self._values: RespPool | None = None
+        self._watch: EngineWatch | None = None
         self._parts: tuple[Blobs, Index] | None = None
         self._journals: dict[str, Journal] = {}
-        self._inflight_bytes = 0
 
     def store(self, namespace: str) -> RouteStore:
         """Return the route store of a namespace."""
@@ -110,6 +112,12 @@ class Runtime:
                 url, timeout_s=settings.engine_timeout_s, connections=_VALUE_CONNECTIONS
             )
         self._parts = _parts(self._client, self._values, settings)
+        self._watch = EngineWatch(
+            self._client,
+            durability=settings.durability,
+            high_water=settings.memory_high_water,
+            metrics=self.metrics,
+        )
         try:
             await self.check()
         except StoreUnavailable as error:
@@ -119,11 +127,15 @@ class Runtime:
             await self.close()
             raise
         self._files.start()
+        self._watch.start()
         logger.info("route store open: %s engine, %s", self.engine_kind, settings.durability)
 
     async def close(self) -> None:
         """Close connections and stop the embedded engine."""
         await self._files.stop()
+        if self._watch is not None:
+            await self._watch.stop()
+            self._watch = None
         for journal in self._journals.values():
             await journal.stop()
         self._journals.clear()
@@ -131,8 +143,7 @@ class Runtime:
             self._values.close()
             self._values = None
         if self._client is not None:
-            await self._client.aclose()
-            await self._client.connection_pool.disconnect()
+            await close(self._client)
             self._client = None
         if self._embedded is not None:
             await self._embedded.stop()
@@ -141,37 +152,26 @@ class Runtime:
 
     async def check(self) -> None:
         """Raise unless the engine answers and is configured to keep what it is given."""
-        await check_engine(self._open_client(), durability=self.settings.durability)
+        await self.watch.check()
+
+    @property
+    def watch(self) -> EngineWatch:
+        """What is known of the engine between requests, once opened."""
+        if self._watch is None:
+            msg = "the sidecar is not open"
+            raise RuntimeError(msg)
+        return self._watch
 
     async def engine_info(self) -> dict[str, object]:
         """Return what an operator wants to see of the engine."""
         with engine_errors():
-            info = await self._open_client().info()
+            found_nodes = [await ask("INFO") for ask in await primaries(self._open_client())]
+        info = found_nodes[0]
         names = ("redis_version", "valkey_version", "used_memory", "maxmemory", "uptime_in_seconds")
         found = {name: info[name] for name in names if name in info}
         keyspace = info.get("db0")
         found["keys"] = keyspace["keys"] if isinstance(keyspace, dict) else 0
         return found
-
-    @contextlib.contextmanager
-    def room_for(self, nbytes: int) -> Iterator[None]:
-        """Reserve memory for a body, or raise `StoreUnavailable` before any of it is read."""
-        if (
-            self._inflight_bytes + nbytes > self.settings.max_inflight_bytes
-            and self._inflight_bytes
-        ):
-            msg = (
-                f"{self._inflight_bytes} bytes of bodies are being read and at most "
-                f"{self.settings.max_inflight_bytes} may be; send again shortly"
-            )
-            raise StoreUnavailable(msg)
-        self._inflight_bytes += nbytes
-        self.metrics.inflight_bytes.set(self._inflight_bytes)
-        try:
-            yield
-        finally:
-            self._inflight_bytes -= nbytes
-            self.metrics.inflight_bytes.set(self._inflight_bytes)
 
     async def _refresh_files(self) -> None:
         """Take up API keys and certificates that were replaced."""
@@ -195,5 +195,12 @@ def _parts(
         ttl_s=settings.ttl_s,
         staging_ttl_s=settings.staging_ttl_s,
         index_ttl_s=settings.index_ttl_s,
+        max_bytes=settings.max_trajectory_bytes,
+        max_requests=settings.max_trajectory_requests,
+        replicas=(
+            Replicas(client, timeout_s=settings.engine_timeout_s)
+            if settings.durability == "replica"
+            else None
+        ),
     )
     return RedisBlobs(client) if values is None else RespBlobs(values), index

@@ -15,7 +15,7 @@ from routereplay.sidecar.errors import EngineStartError
 
 PREFIX = "ROUTEREPLAY_"
 MIB = 1024 * 1024
-_SCHEMES = ("redis://", "rediss://", "unix://")
+_SCHEMES = ("redis://", "rediss://", "redis+cluster://", "rediss+cluster://", "unix://")
 
 
 def _default_data_dir() -> Path:
@@ -62,13 +62,14 @@ class Settings(BaseSettings):
     """`redis://`, `rediss://` or `unix://` of a Redis 7.0+ or Valkey; none: an embedded one."""
     redis_url_file: Path | None = None
     """A file that holds such a URL, for one with a password."""
-    durability: Literal["memory", "process"] = "process"
-    """What an acknowledged record survives: `process` a killed engine, `memory` only ours."""
+    durability: Literal["memory", "process", "disk", "replica"] = "process"
+    """What an acknowledged record survives: `memory` our end, `process` a killed engine, `disk` a
+    loss of power, `replica` the loss of the engine's machine."""
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Where the embedded engine keeps its append-only file; unused with `memory`."""
     max_memory_bytes: int = Field(default_factory=_default_max_memory_bytes, ge=32 * MIB)
     """Memory of the embedded engine; full means 503 `store_full`, never eviction."""
-    engine_timeout_s: float = Field(default=2.0, gt=0, le=60)
+    engine_timeout_s: float = Field(default=1.5, gt=0, le=60)
     """Longest wait for one answer of the engine."""
     engine_connections: int = Field(default=64, ge=1)
     """Connections to the engine at most."""
@@ -86,6 +87,16 @@ class Settings(BaseSettings):
     """Longest ingest body."""
     max_inflight_bytes: int = Field(default=512 * MIB, ge=1)
     """Ingest bodies in memory at one time; more are answered 503 before they are read."""
+    memory_high_water: float = Field(default=0.9, gt=0, le=1)
+    """Part of the engine's memory from which on new routes are answered 503."""
+    max_trajectory_bytes: int = Field(default=2048 * MIB, ge=1)
+    """Rows that one trajectory may bring within `ttl_s`."""
+    max_trajectory_requests: int = Field(default=10_000, ge=1)
+    """Requests that one trajectory may bring within `ttl_s`."""
+    max_key_inflight_bytes: int = Field(default=256 * MIB, ge=1)
+    """Ingest bodies of one API key in memory at one time."""
+    max_key_requests: int = Field(default=256, ge=1)
+    """Open requests of one API key."""
     max_wait_s: float = Field(default=60.0, ge=0)
     """Longest `wait=` of a read."""
     max_fetch_ids: int = Field(default=1024, ge=1)
@@ -110,6 +121,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _one_engine(self) -> Settings:
+        if self.durability == "replica" and not self.has_engine:
+            msg = (
+                "the embedded engine has no replica: for ROUTEREPLAY_DURABILITY=replica set "
+                "ROUTEREPLAY_REDIS_URL to an engine that has one"
+            )
+            raise ValueError(msg)
         if self.redis_url is not None and self.redis_url_file is not None:
             msg = "ROUTEREPLAY_REDIS_URL and ROUTEREPLAY_REDIS_URL_FILE are both set; keep one"
             raise ValueError(msg)

@@ -21,7 +21,8 @@ async def ingest(request: Request) -> Response:
     """Store the frames of the body; one result for each of them, in order."""
     runtime = runtime_of(request)
     length = content_length(request, runtime.settings.max_body_bytes)
-    with runtime.room_for(length):
+    await runtime.watch.admit(length)
+    with runtime.admission.room_for(length, request.state.principal):
         body = await read_body(request, length)
         runtime.metrics.ingest_bytes.inc(length)
         result, frames = await store_of(request).ingest(body)

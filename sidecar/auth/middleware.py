@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from routereplay.sidecar.admission import Admission
 from routereplay.sidecar.api.problems import problem, status_of
 from routereplay.sidecar.auth.key_store import WatchedKeys
 from routereplay.sidecar.auth.keys import utc_now
 from routereplay.sidecar.auth.principal import ANYONE, Principal
 from routereplay.sidecar.auth.principal import Scope as KeyScope
 from routereplay.sidecar.metrics import Metrics
-from routereplay.wire.errors import Forbidden, RouteReplayError, Unauthenticated
+from routereplay.wire.errors import Forbidden, RateLimited, RouteReplayError, Unauthenticated
 
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
@@ -27,9 +29,12 @@ class Authenticate:
     It stands before every lookup, so a refusal says nothing of what is stored.
     """
 
-    def __init__(self, app: ASGIApp, keys: WatchedKeys | None, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: WatchedKeys | None, admission: Admission, metrics: Metrics
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._admission = admission
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,14 +42,21 @@ class Authenticate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        try:
-            principal = self._principal(scope)
-            if principal is not None:
-                _require(principal, scope)
-        except (Unauthenticated, Forbidden) as error:
-            self._metrics.errors.labels(error.code).inc()
-            await _refuse(error, scope, receive, send)
-            return
+        with contextlib.ExitStack() as held:
+            try:
+                principal = self._principal(scope)
+                if principal is not None:
+                    _require(principal, scope)
+                    held.enter_context(self._admission.request_of(principal))
+            except (Unauthenticated, Forbidden, RateLimited) as error:
+                self._metrics.errors.labels(error.code).inc()
+                await _refuse(error, scope, receive, send)
+                return
+            await self._serve(principal, scope, receive, send)
+
+    async def _serve(
+        self, principal: Principal | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         scope.setdefault("state", {})["principal"] = principal
 
         async def sending(message: Message) -> None:

@@ -1,7 +1,8 @@
-#!lua
+#!lua flags=allow-oom
 -- Lead a name to a record, if it leads to none or to the one the caller saw.
 --
--- Invariant: two callers that saw the same old pointer cannot both win.
+-- Invariant: two callers that saw the same old pointer cannot both win. Runs in a full engine
+-- too: a loss that is found under no name is found by nobody.
 --
 -- KEYS  1 pointer
 -- ARGV  1 pointer the caller saw, or empty  2 new pointer  3 ttl

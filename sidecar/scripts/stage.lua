@@ -2,12 +2,13 @@
 -- Note one chunk of an upload.
 --
 -- Invariants: a position of an upload never changes its content; a sealed, dropped or
--- deleted upload takes no more chunks; whatever is written has a time to live.
+-- deleted upload takes no more chunks; within the life of a record a tag takes no more than
+-- so many bytes and requests; whatever is written has a time to live.
 --
--- KEYS  1 upload  2 status  3 record  4 requests
+-- KEYS  1 upload  2 status  3 record  4 requests  5 what has arrived
 -- ARGV  1 position  2 chunk  3 choice  4 upload id  5 entry  6 request id
---       7 staging ttl  8 index ttl
--- Returns staged, replayed, conflict, deleted or dropped.
+--       7 staging ttl  8 index ttl  9 bytes  10 most bytes  11 most requests  12 record ttl
+-- Returns staged, replayed, conflict, deleted, dropped, too_many or too_long.
 
 local function live_at_least(key, ttl)
   -- GT alone leaves a fresh key without any time to live.
@@ -30,6 +31,19 @@ end
 
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if known and known ~= ARGV[2] then return 'conflict' end
+
+if not known then
+  local first = redis.call('EXISTS', KEYS[5]) == 0
+  local bytes = tonumber(redis.call('HGET', KEYS[5], 'bytes') or 0) + tonumber(ARGV[9])
+  if bytes > tonumber(ARGV[10]) then return 'too_long' end
+  if redis.call('SISMEMBER', KEYS[4], ARGV[6]) == 0 then
+    local requests = tonumber(redis.call('HGET', KEYS[5], 'requests') or 0)
+    if requests >= tonumber(ARGV[11]) then return 'too_many' end
+    redis.call('HINCRBY', KEYS[5], 'requests', 1)
+  end
+  redis.call('HSET', KEYS[5], 'bytes', bytes)
+  if first then redis.call('EXPIRE', KEYS[5], ARGV[12]) end
+end
 
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[7])

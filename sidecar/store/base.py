@@ -17,7 +17,9 @@ from routereplay.wire.records import RecordManifest
 
 EntryState: TypeAlias = Literal["pending", "sealed", "dropped", "deleted"]
 RecordState: TypeAlias = Literal["pending", "sealed", "dropped", "deleted", "expired"]
-StageOutcome: TypeAlias = Literal["staged", "replayed", "conflict", "deleted", "dropped"]
+StageOutcome: TypeAlias = Literal[
+    "staged", "replayed", "conflict", "deleted", "dropped", "too_many", "too_long"
+]
 SealOutcome: TypeAlias = Literal["sealed", "replayed", "conflict", "incomplete", "deleted"]
 
 NEVER_SEALED = "never_sealed"

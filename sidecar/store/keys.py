@@ -4,8 +4,11 @@
     rr:{TAG}:q                  set     request ids of the tag
     rr:{TAG}:s:REQUEST          hash    choice -> "state upload detail"; outlives the record
     rr:{TAG}:u:UPLOAD           hash    position -> staged chunk; gone once sealed
+    rr:{TAG}:n                  hash    what has arrived under the tag within a record's life
+    rr:{TAG}:w                  string  written and awaited on a replica; nothing in it
     rr:{TAG}:m:REQUEST:CHOICE   hash    the sealed record
     rr:{TAG}:b:UPLOAD:...       string  a value of routes or token ids
+    rr:{epoch}                  string  identity of the engine's data
     rr:{NAMESPACE/journal}      stream  the latest events, capped; for people
     rr:{NAMESPACE/journal}:WIDTH:NUMBER  hash    what was sealed in a slice of time; for people
 
@@ -19,6 +22,9 @@ hold no brace and no slash.
 from __future__ import annotations
 
 from routereplay.sidecar.store.base import RecordKey
+
+EPOCH = "rr:{epoch}"
+"""The key of the engine's identity: when it is gone, so is everything else."""
 
 
 def tag_of(namespace: str, request_id: str, trajectory_id: str | None) -> str:
@@ -62,6 +68,16 @@ def status(tag: str, request_id: str) -> str:
 def upload(tag: str, upload_id: str) -> str:
     """Return the key of what an upload has staged."""
     return f"rr:{{{tag}}}:u:{upload_id}"
+
+
+def arrived(tag: str) -> str:
+    """Return the key of what has arrived under `tag` within a record's life."""
+    return f"rr:{{{tag}}}:n"
+
+
+def barrier(tag: str) -> str:
+    """Return the key of the write that a replica is waited for with."""
+    return f"rr:{{{tag}}}:w"
 
 
 def record(key: RecordKey) -> str:

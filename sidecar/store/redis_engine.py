@@ -1,22 +1,26 @@
-"""The connection to a Redis or Valkey: limits, the meaning of its errors, its configuration."""
+"""The connection to a Redis, a Valkey or a cluster of them: limits, the meaning of its errors."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import redis.asyncio
 from redis import exceptions as refusals
+from redis.asyncio.client import Pipeline
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from routereplay.sidecar.errors import EngineMisconfigured
 from routereplay.wire.errors import StoreFull, StoreUnavailable
 
-logger = logging.getLogger(__name__)
+Ask: TypeAlias = Callable[..., Awaitable[Any]]
+"""Sends a command, by its words, to one node."""
+
+CLUSTER_SCHEMES = ("redis+cluster://", "rediss+cluster://")
 
 # First word of an engine's error that passes by itself or by an operator's hand.
 _PASSING = (
@@ -32,13 +36,49 @@ _PASSING = (
 )
 
 
+class _Bounded(redis.asyncio.Redis):
+    """A client whose every call ends in time, retries and new connections included."""
+
+    budget_s: float
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        async with asyncio.timeout(self.budget_s):
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        made = _BoundedPipeline(
+            self.connection_pool, self.response_callbacks, transaction, shard_hint
+        )
+        made.budget_s = self.budget_s
+        return made
+
+
+class _BoundedPipeline(Pipeline):
+    budget_s: float
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        async with asyncio.timeout(self.budget_s):
+            return await super().execute(raise_on_error)
+
+
+class _BoundedCluster(RedisCluster):
+    budget_s: float
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        async with asyncio.timeout(self.budget_s):
+            return await super().execute_command(*args, **options)
+
+
 def connect(url: str, *, timeout_s: float, connections: int) -> redis.asyncio.Redis:
     """Return a client that connects on first use.
 
-    One retry and short timeouts: redis-py's own ten retries would hold a caller for a
-    minute, and every caller here can be told to come back. RESP2, because RESP3 makes
-    redis-py send a command on connect that Valkey does not know.
+    No call takes longer than `timeout_s`: redis-py's own ten retries would hold a caller
+    for a minute, and every caller here can be told to come back. RESP2, because RESP3 makes
+    redis-py send a command on connect that Valkey does not know. A node that has become a
+    replica is left and looked for anew, as an address may lead to another one meanwhile.
     """
+    if url.startswith(CLUSTER_SCHEMES):
+        return _connect_cluster(url, timeout_s=timeout_s, connections=connections)
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         protocol=2,
@@ -47,9 +87,52 @@ def connect(url: str, *, timeout_s: float, connections: int) -> redis.asyncio.Re
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 1),
-        retry_on_error=[refusals.ConnectionError],
+        retry_on_error=[refusals.ConnectionError, refusals.ReadOnlyError],
     )
-    return redis.asyncio.Redis.from_pool(pool)
+    client = cast("_Bounded", _Bounded.from_pool(pool))
+    client.budget_s = timeout_s
+    return client
+
+
+def _connect_cluster(url: str, *, timeout_s: float, connections: int) -> redis.asyncio.Redis:
+    made = _BoundedCluster.from_url(
+        url.replace("+cluster", "", 1),
+        protocol=2,
+        max_connections=connections,
+        socket_timeout=timeout_s / 2,
+        socket_connect_timeout=timeout_s / 2,
+        # A node that is gone: ask the others at once where its slots are now.
+        retry=Retry(NoBackoff(), 2),
+        reinitialize_steps=1,
+    )
+    client = cast("_BoundedCluster", made)
+    client.budget_s = timeout_s
+    # It has the same commands, and no class in common.
+    return cast("redis.asyncio.Redis", client)
+
+
+async def close(client: redis.asyncio.Redis) -> None:
+    """Close the connections of a client."""
+    await client.aclose()
+    if not isinstance(client, RedisCluster):
+        await client.connection_pool.disconnect()
+
+
+async def primaries(client: redis.asyncio.Redis) -> list[Ask]:
+    """Return a way to ask each node that takes writes."""
+    if not isinstance(client, RedisCluster):
+        return [client.execute_command]
+    with engine_errors():
+        async with asyncio.timeout(cast("_BoundedCluster", client).budget_s):
+            await client.initialize()
+    return [_asking(client, node) for node in client.get_primaries()]
+
+
+def _asking(cluster: RedisCluster, node: Any) -> Ask:
+    async def ask(*words: Any) -> Any:
+        return await cluster.execute_command(*words, target_nodes=node)
+
+    return ask
 
 
 @contextmanager
@@ -64,7 +147,13 @@ def engine_errors() -> Iterator[None]:
     except refusals.OutOfMemoryError as error:
         msg = "the engine is at its memory limit; stored routes stay, new ones must wait"
         raise StoreFull(msg) from error
-    except (refusals.ConnectionError, refusals.TimeoutError, OSError) as error:
+    except (
+        refusals.ConnectionError,
+        refusals.TimeoutError,
+        refusals.ClusterError,
+        refusals.RedisClusterException,
+        OSError,
+    ) as error:
         msg = f"no answer from the engine behind the store: {type(error).__name__}"
         raise StoreUnavailable(msg) from error
     except refusals.ResponseError as error:
@@ -75,10 +164,7 @@ def engine_errors() -> Iterator[None]:
             raise StoreFull(msg) from error
         passing = isinstance(
             error,
-            refusals.ReadOnlyError
-            | refusals.ClusterDownError
-            | refusals.TryAgainError
-            | refusals.AskError,
+            refusals.ReadOnlyError | refusals.TryAgainError | refusals.AskError,
         )
         if passing or any(word in text for word in _PASSING):
             msg = f"the engine behind the store takes no command now: {text[:200]}"
@@ -89,51 +175,3 @@ def engine_errors() -> Iterator[None]:
 def script_text(name: str) -> str:
     """Return the source of `scripts/NAME.lua`."""
     return (resources.files("routereplay.sidecar") / "scripts" / f"{name}.lua").read_text()
-
-
-async def check_engine(client: redis.asyncio.Redis, *, durability: str) -> None:
-    """Raise `EngineMisconfigured` if the engine would lose what it acknowledges.
-
-    Raises:
-        EngineMisconfigured: it evicts, it is too old, or it keeps no append-only file that
-            has every write before its acknowledgement, as `process` promises.
-        StoreUnavailable: it does not answer.
-    """
-    with engine_errors():
-        version = (await client.info("server"))["redis_version"]
-        try:
-            config: Mapping[Any, Any] = await client.config_get(
-                "maxmemory-policy", "appendonly", "appendfsync"
-            )
-        except refusals.ResponseError as error:
-            logger.warning("the engine hides its configuration (%s): not checked", error)
-            config = {}
-    if int(str(version).split(".")[0]) < 7:
-        msg = f"the engine is Redis {version}; 7.0 or newer (or Valkey) is needed"
-        raise EngineMisconfigured(msg)
-    policy = config.get("maxmemory-policy", "noeviction")
-    if policy != "noeviction":
-        msg = (
-            f"the engine's maxmemory-policy is {policy}: it would delete acknowledged routes "
-            "to make room. Set it to noeviction; a full store then answers 503."
-        )
-        raise EngineMisconfigured(msg)
-    if durability == "process":
-        _check_append_only(config)
-
-
-def _check_append_only(config: Mapping[Any, Any]) -> None:
-    if config.get("appendonly", "yes") != "yes":
-        found = "has no append-only file"
-    elif config.get("appendfsync", "no") == "everysec":
-        # With `no` and `always` the write is done before the acknowledgement; everysec puts
-        # it off while an fsync is slow. docs/decisions/0005 has the measurement.
-        found = "acknowledges with appendfsync everysec before it has written"
-    else:
-        return
-    msg = (
-        f"durability `process` promises that records survive a killed engine, and the engine "
-        f"{found}. Set `appendonly yes` and `appendfsync no` (or `always`) there, or "
-        "ROUTEREPLAY_DURABILITY=memory here."
-    )
-    raise EngineMisconfigured(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -20,10 +21,14 @@ from routereplay.sidecar.store.base import (
     StageOutcome,
 )
 from routereplay.sidecar.store.redis_engine import engine_errors, script_text
+from routereplay.sidecar.store.redis_replicas import Replicas
 from routereplay.sidecar.store.redis_status import decode_staged, read_statuses
 from routereplay.wire.digest import digest
 
 _encode = msgspec.msgpack.Encoder().encode
+
+_TTL_SPREAD = 20
+"""A record lives up to a twentieth longer than it must."""
 
 BLOB_MARGIN_S = 60
 """Values live this much longer than their record, so a visible record never lacks one."""
@@ -33,9 +38,20 @@ class RedisIndex:
     """States of records in one engine; see `store.base.Index`."""
 
     def __init__(
-        self, client: redis.asyncio.Redis, *, ttl_s: int, staging_ttl_s: int, index_ttl_s: int
+        self,
+        client: redis.asyncio.Redis,
+        *,
+        ttl_s: int,
+        staging_ttl_s: int,
+        index_ttl_s: int,
+        max_bytes: int,
+        max_requests: int,
+        replicas: Replicas | None = None,
     ) -> None:
         self._client = client
+        self._max_bytes = max_bytes
+        self._max_requests = max_requests
+        self._replicas = replicas
         self._ttl_s = ttl_s
         self._staging_ttl_s = staging_ttl_s
         self._index_ttl_s = index_ttl_s
@@ -50,7 +66,9 @@ class RedisIndex:
         """Note that an upload brings `chunk` at `seq`; its blobs are stored afterwards."""
         arguments = [seq, _encode(chunk), key.choice, upload_id, _encode(entry), key.request_id]
         arguments += [self._staging_ttl_s, self._index_ttl_s]
-        outcome = await self._run("stage", _state_keys(key, upload_id), arguments)
+        arguments += [chunk.nbytes, self._max_bytes, self._max_requests, self._ttl_s]
+        names = [*_state_keys(key, upload_id), keys.arrived(key.tag)]
+        outcome = await self._run("stage", names, arguments)
         return cast("StageOutcome", outcome)
 
     async def staged(self, tag: str, upload_id: str) -> dict[int, StagedChunk]:
@@ -62,8 +80,12 @@ class RedisIndex:
     async def content(self, key: RecordKey) -> bytes | None:
         """Return the content identity of a sealed record, or None."""
         with engine_errors():
-            found = await self._client.hget(keys.record(key), "content")
-        return cast("bytes | None", found)
+            answer = await self._client.hget(keys.record(key), "content")
+        found = cast("bytes | None", answer)
+        if found is not None and self._replicas is not None:
+            # The caller acknowledges what it finds here, as it does what it seals.
+            await self._replicas.confirm(keys.record(key), keys.barrier(key.tag), found)
+        return found
 
     async def seal(self, request: SealRequest) -> SealOutcome:
         """Make a record visible, whole, in one atomic step; or change nothing."""
@@ -71,11 +93,16 @@ class RedisIndex:
         body = _encode(request.record)
         arguments: list[Any] = [key.choice, upload_id, request.content, body, digest(body)]
         arguments += [_encode(request.entry), key.request_id]
-        arguments += [self._ttl_s, self._ttl_s + BLOB_MARGIN_S, self._index_ttl_s]
+        # Spread: records of one training step must not all expire in one second.
+        ttl_s = self._ttl_s + random.randint(0, self._ttl_s // _TTL_SPREAD)
+        arguments += [ttl_s, ttl_s + BLOB_MARGIN_S, self._index_ttl_s + ttl_s - self._ttl_s]
         arguments += [len(request.chunks), *map(_encode, request.chunks)]
         arguments += [nbytes for _, nbytes in request.blobs]
         names = [*_state_keys(key, upload_id), *(name for name, _ in request.blobs)]
-        return cast("SealOutcome", await self._run("seal", names, arguments))
+        outcome = cast("SealOutcome", await self._run("seal", names, arguments))
+        if self._replicas is not None and outcome in ("sealed", "replayed"):
+            await self._replicas.confirm(keys.record(key), keys.barrier(key.tag), request.content)
+        return outcome
 
     async def drop(self, key: RecordKey, upload_id: str, entry: Entry) -> None:
         """Note that an upload is lost; a sealed record stays sealed."""

@@ -37,23 +37,32 @@ class RespPool:
         Commands that may be repeated only: they are, once, if an idle connection was closed
         by the engine meanwhile.
         """
-        async with self._turn:
-            while True:
-                connection = self._reused()
-                is_fresh = connection is None
-                connection = connection or await self._open()
-                try:
-                    async with asyncio.timeout(self._timeout_s):
-                        replies = await connection.call(commands, places)
-                except TimeoutError as error:
-                    msg = f"no answer from the engine within {self._timeout_s:g} s"
-                    raise refusals.TimeoutError(msg) from error
-                except refusals.ConnectionError:
-                    if is_fresh:
-                        raise
-                    continue
+        try:
+            # One deadline for a turn, a connection and the replies: a caller that waits
+            # behind others that wait is told no later than they are.
+            async with asyncio.timeout(self._timeout_s), self._turn:
+                return await self._call(commands, places)
+        except TimeoutError as error:
+            msg = f"no answer from the engine within {self._timeout_s:g} s"
+            raise refusals.TimeoutError(msg) from error
+
+    async def _call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Reply]:
+        while True:
+            connection = self._reused()
+            is_fresh = connection is None
+            connection = connection or await self._open()
+            try:
+                replies = await connection.call(commands, places)
+            except refusals.ConnectionError:
+                if is_fresh:
+                    raise
+                continue
+            if any(_is_read_only(reply) for reply in replies):
+                # It has become a replica: the address may lead to another node by now.
+                connection.abort()
+            else:
                 self._idle.append(connection)
-                return replies
+            return replies
 
     def close(self) -> None:
         """Close what is idle."""
@@ -70,20 +79,16 @@ class RespPool:
     async def _open(self) -> RespConnection:
         loop, options = asyncio.get_running_loop(), self._options
         try:
-            async with asyncio.timeout(self._timeout_s):
-                if path := options.get("path"):
-                    _, connection = await loop.create_unix_connection(RespConnection, path)
-                else:
-                    host, port = options.get("host", "localhost"), options.get("port", 6379)
-                    _, connection = await loop.create_connection(RespConnection, host, port)
-                hello = self._hello()
-                replies = await connection.call(hello, [None] * len(hello)) if hello else []
-        except TimeoutError as error:
-            msg = f"no connection to the engine within {self._timeout_s:g} s"
-            raise refusals.TimeoutError(msg) from error
+            if path := options.get("path"):
+                _, connection = await loop.create_unix_connection(RespConnection, path)
+            else:
+                host, port = options.get("host", "localhost"), options.get("port", 6379)
+                _, connection = await loop.create_connection(RespConnection, host, port)
         except OSError as error:
             msg = f"no connection to the engine: {error}"
             raise refusals.ConnectionError(msg) from error
+        hello = self._hello()
+        replies = await connection.call(hello, [None] * len(hello)) if hello else []
         for reply in replies:
             if isinstance(reply, refusals.ResponseError):
                 connection.abort()
@@ -99,3 +104,7 @@ class RespPool:
         if db := options.get("db"):
             commands.append([b"SELECT", str(db).encode()])
         return commands
+
+
+def _is_read_only(reply: Reply) -> bool:
+    return isinstance(reply, refusals.ResponseError) and str(reply).startswith("READONLY")

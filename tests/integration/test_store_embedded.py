@@ -14,7 +14,8 @@ from support.store_processes import answers, until
 
 from routereplay.sidecar.embedded import EmbeddedEngine
 from routereplay.sidecar.errors import EngineMisconfigured, EngineStartError
-from routereplay.sidecar.store.redis_engine import check_engine, connect
+from routereplay.sidecar.store.redis_checks import check_engine
+from routereplay.sidecar.store.redis_engine import connect
 
 MEMORY = 64 * 1024 * 1024
 

@@ -38,7 +38,7 @@ def test_settings_cannot_be_changed():
         ("redis_url", "http://localhost"),
         ("value_bytes", 2 * 1024 * 1024),
         ("ttl_s", 0),
-        ("durability", "disk"),
+        ("durability", "diskk"),
         ("port", 70000),
     ],
 )
@@ -72,3 +72,9 @@ def test_a_misspelt_variable_is_found_and_the_recorders_are_left_alone():
         "ROUTEREPLAY_TTL": "ROUTEREPLAY_TTL_S",
         "ROUTEREPLAY_MAX_BODY_BYTE": "ROUTEREPLAY_MAX_BODY_BYTES",
     }
+
+
+def test_the_embedded_engine_has_no_replica():
+    with pytest.raises(ValidationError, match="has no replica"):
+        Settings(durability="replica")
+    assert Settings(durability="replica", redis_url="redis://x").durability == "replica"

@@ -15,11 +15,17 @@ from megatron_model import routers
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
-def router_times(model: Any, step: Callable[[], None], device: torch.device) -> dict[str, float]:
+def router_times(
+    model: Any, step: Callable[[], None], device: torch.device, *, drained: bool = False
+) -> dict[str, float]:
     """Return median microseconds of `TopKRouter.routing`: on the device, and of the host.
 
     Top-k or replay, score function, and the scatter to probabilities and map; not the
     gating product before it. On the device, the time between two events on its stream.
+
+    Args:
+        drained: wait for the device before each call. Otherwise a host that is ahead of a
+            busy device waits inside for room in its queue, however little it has to do.
     """
     host_us: list[float] = []
     events: list[tuple[Any, Any]] = []
@@ -28,6 +34,8 @@ def router_times(model: Any, step: Callable[[], None], device: torch.device) -> 
         def call(*args: Any, **fields: Any) -> Any:
             on_gpu = device.type == "cuda"
             begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            if on_gpu and drained:
+                torch.cuda.synchronize()
             if on_gpu:
                 begun.record()
             at_ns = time.perf_counter_ns()

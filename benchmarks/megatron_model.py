@@ -281,11 +281,15 @@ class Recorder:
 
 
 def record(model: Any, batch: Batch, size: Size) -> PackedRoutes:
-    """Return the routes that `model` chooses for `batch`, as vLLM would have recorded them."""
+    """Return the routes that `model` chooses for `batch`, as vLLM would have recorded them.
+
+    With gradients, as a training step runs: without them attention may take another
+    kernel, and a near-tie another expert.
+    """
     recorders = {router.layer_number - 1: Recorder() for router in routers(model)}
     for router in routers(model):
         router.router_replay = recorders[router.layer_number - 1]
-    with torch.no_grad():
+    with torch.enable_grad():
         batch.output(model)
     for router in routers(model):
         router.router_replay = None

@@ -120,12 +120,12 @@ def peak_bytes(trainer: Trainer, step: Callable[[], None]) -> int:
 def measure_pairs(trainer: Trainer, pairs: int) -> dict[str, Any]:
     """Return the seconds of each kind of step and their ratio, pair by pair."""
     seconds: dict[str, list[float]] = {"live": [], "replay": []}
-    losses: dict[str, list[float]] = {}
+    losses: dict[str, list[list[float]]] = {"live": [], "replay": []}
     for pair in range(pairs):
         for name in ("live", "replay") if pair % 2 == 0 else ("replay", "live"):
             with trainer.kind(name) as step:
                 seconds[name].append(timed(trainer, step))
-            losses[name] = torch.stack(trainer.losses).tolist()
+            losses[name].append(torch.stack(trainer.losses).tolist())
     ratios = [live / replay for live, replay in zip(*seconds.values(), strict=True)]
     tokens = trainer.size.batch * trainer.size.length * len(trainer.batches)
     return {
@@ -133,7 +133,8 @@ def measure_pairs(trainer: Trainer, pairs: int) -> dict[str, Any]:
         "tokens_per_s": {name: tokens / statistics.median(s) for name, s in seconds.items()},
         "speed_of_replay": quartiles(ratios),
         "losses_equal": losses["live"] == losses["replay"],
-        "losses": losses,
+        "live_losses_repeat": all(each == losses["live"][0] for each in losses["live"]),
+        "losses": {name: each[-1] for name, each in losses.items()},
     }
 
 
@@ -152,6 +153,8 @@ def measure(size: Size, recompute: str, device: torch.device, args: Any) -> dict
         with trainer.kind(name) as step:
             facts[f"peak_bytes_{name}"] = peak_bytes(trainer, step)
             facts[f"router_{name}"] = router_times(trainer.model, step, device)
+            drained = router_times(trainer.model, step, device, drained=True)
+            facts[f"router_{name}"]["host_us_drained"] = drained["host_us"]
             facts[f"counted_{name}"] = copies_and_waits(step, device, args.microbatches)
     return facts
 
@@ -168,7 +171,8 @@ def show(recompute: str, facts: dict[str, Any]) -> None:
     for key in ("router", "counted", "peak_bytes"):
         for name in ("live", "replay"):
             print(f"  {key:14} {name:7} {facts[f'{key}_{name}']}")
-    print(f"  losses equal   {facts['losses_equal']}", flush=True)
+    print(f"  losses equal   {facts['losses_equal']}, in every pair", flush=True)
+    print(f"  live losses    repeat: {facts['live_losses_repeat']}", flush=True)
 
 
 def parse() -> Any:

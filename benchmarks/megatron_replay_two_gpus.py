@@ -196,8 +196,8 @@ def worker(rank: int, layout: str, world_size: int, folder: Path, kind: str) -> 
         run(layout, rank, world_size, folder, device)
 
 
-def judge(layout: str, folder: Path) -> bool:
-    """Print how far two ranks are from one, and return whether that is near enough."""
+def judge(layout: str, folder: Path) -> dict[str, Any]:
+    """Print how far two ranks are from one, and return it."""
     alone = json.loads((folder / "alone-0.json").read_text())
     ranks = [json.loads((folder / f"{layout}-{rank}.json").read_text()) for rank in range(2)]
     losses = {seed: loss for rank in ranks for seed, loss in rank["losses"].items()}
@@ -209,7 +209,7 @@ def judge(layout: str, folder: Path) -> bool:
         f"entry ({worst[1]}): {'agrees' if agrees else 'DIFFERS'}"
     )
     print(f"        {ranks[0]['report']}", flush=True)
-    return agrees
+    return {"agrees": agrees, "losses": apart, "gradients": worst[0], "parameter": worst[1]}
 
 
 def main() -> None:
@@ -217,15 +217,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--layouts", nargs="+", choices=[*LAYOUTS][1:], default=[*LAYOUTS][1:])
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    agrees = True
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mp.spawn(worker, ("alone", 1, folder, args.device), nprocs=1)
         for layout in args.layouts:
             mp.spawn(worker, (layout, 2, folder, args.device), nprocs=2)
-            agrees &= judge(layout, folder)
-    sys.exit(0 if agrees else 1)
+            found[layout] = judge(layout, folder)
+    if args.out is not None:
+        card = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+        facts = {"device": card, "torch": torch.__version__, "tolerance": TOLERANCE}
+        args.out.write_text(json.dumps(facts | {"layouts": found}, indent=1))
+    sys.exit(0 if all(each["agrees"] for each in found.values()) else 1)
 
 
 if __name__ == "__main__":

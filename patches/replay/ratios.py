@@ -18,7 +18,8 @@ class RatioMeter:
     """Collects log-probs on their device without waiting for it; `take` waits once."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._kept: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
+        """Log-probs by which model, unless they are subtracted already, and mask."""
 
     def add(
         self, trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor | None = None
@@ -32,14 +33,21 @@ class RatioMeter:
         if len(set(shapes)) > 1:
             msg = f"trained and sampled log-probs and mask have shapes {shapes}; expected one shape"
             raise ValueError(msg)
-        difference = trained.detach().float() - sampled.detach().to(trained.device).float()
-        chosen = None if mask is None else mask.detach().to(trained.device).bool().reshape(-1)
-        self._kept.append((difference.reshape(-1), chosen))
+        trained, sampled = trained.detach().reshape(-1), sampled.detach().reshape(-1)
+        mask = None if mask is None else mask.detach().reshape(-1)
+        if trained.device == sampled.device:
+            self._kept.append((trained.float() - sampled.float(), None, mask))
+        else:  # A copy between them would be waited for.
+            self._kept.append((trained, sampled, mask))
 
     def take(self) -> LogRatios:
         """Return what was collected and begin anew."""
         kept, self._kept = self._kept, []
-        parts = [d.cpu() if m is None else d.cpu()[m.cpu()] for d, m in kept]
+        parts = []
+        for trained, sampled, mask in kept:
+            on_host = trained.cpu().float()
+            difference = on_host if sampled is None else on_host - sampled.cpu().float()
+            parts.append(difference if mask is None else difference[mask.cpu().bool()])
         ratios = torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
         return LogRatios.of(ratios)
 

@@ -13,7 +13,13 @@ pytest.importorskip("megatron.core")
 import megatron_model as gpu
 import torch
 
-from routereplay.patches.megatron import ReplayIncomplete, ReplayMisrouted, enable_router_replay
+from routereplay.client import ModelShape, unrouted
+from routereplay.patches.megatron import (
+    ReplayIncomplete,
+    ReplayMisrouted,
+    ReplayWatch,
+    enable_router_replay,
+)
 from routereplay.patches.megatron.layer import MegatronLayer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.megatron]
@@ -228,6 +234,40 @@ def test_a_first_step_on_shifted_rows_is_stopped_at_its_own_end(device):
     replay = enable_router_replay(model, canary_layer=1)
     with pytest.raises(ReplayMisrouted, match="rows one early"):
         replay_train(model, replay, gpu.pack(np.roll(experts, -1, axis=0), SIZE), batch)
+
+
+@RECOMPUTES
+def test_an_update_that_replays_its_own_recorded_pass_is_the_live_run(
+    device, no_waiting, recompute
+):
+    model, batch = build(device, recompute), gpu.Batch.of(SIZE, 0, device)
+    live, ids = train(model, batch), gpu.row_ids(SIZE)
+    shape = ModelShape(SIZE.layers, SIZE.topk, SIZE.experts)
+    replay = enable_router_replay(model)
+    begin = no_waiting(replay.begin_microbatch)
+    with replay.step(record=True):
+        begin(unrouted(SIZE.batch * SIZE.length, shape), ids)
+        recorded_run = train(model, batch)
+    assert difference(recorded_run, live) == 0.0
+    recorded = replay.last_recording.packed(0)
+    maps = Maps(model)
+    assert difference(replay_train(model, replay, recorded, batch), live) == 0.0
+    assert maps.wrong([recorded] * (1 if recompute == "none" else 2)) == []
+
+
+def test_a_watched_step_waits_for_nothing_before_its_end(device, no_waiting):
+    model, packed = build(device, "full"), random_routes(1)
+    batch, replay = gpu.Batch.of(SIZE, 0, device), enable_router_replay(model, canary_every=0)
+    watch = ReplayWatch(prefix="")
+    keep = no_waiting(watch.logprobs)
+    with replay.step():
+        replay.begin_microbatch(packed, gpu.row_ids(SIZE))
+        trained = -batch.output(model).float()
+        keep(trained, trained.detach() - 0.5, torch.ones_like(trained, dtype=torch.bool))
+        trained.mean().backward()
+    numbers = watch.finish(replay.last_step, step=1)
+    assert numbers["ratio_p50"] == pytest.approx(np.exp(0.5))
+    assert numbers["rows_replayed"] == SIZE.batch * SIZE.length
 
 
 def test_a_microbatch_is_one_copy_to_the_device(device):

@@ -18,7 +18,12 @@ from routereplay.client._decode import decode_routes, decode_trajectories
 from routereplay.client._room import Room
 from routereplay.client.trajectory import Trajectory
 from routereplay.wire.digest import Buffer
-from routereplay.wire.errors import RouteReplayError, RouteStoreError, error_from_wire
+from routereplay.wire.errors import (
+    MalformedFrame,
+    RouteReplayError,
+    RouteStoreError,
+    error_from_wire,
+)
 from routereplay.wire.ids import normalize_id
 from routereplay.wire.records import FetchFailure, FetchRequest, RequestKey
 from routereplay.wire.routes import RoutedExperts
@@ -40,10 +45,14 @@ class Call:
     wait_s: float = 0.0
     room: Callable[[int], memoryview] | None = None
     """Where the answer's body is received; new memory without it."""
+    decode: Callable[[memoryview], Any] = bytes
+    """Makes of the body what is sent back; a call whose answer cannot be decoded is repeated."""
 
 
-Operation: TypeAlias = Generator[Call, memoryview, T]
+Operation: TypeAlias = Generator[Call, Any, T]
 Advance: TypeAlias = Callable[[int], object]
+OnMissing: TypeAlias = Callable[[FetchFailure], object]
+"""Called with each id that could not be fetched, and why, in place of an error."""
 
 
 def fetch_request(
@@ -57,9 +66,10 @@ def fetch_request(
     """Fetch one choice of one request."""
     params = {"choice": str(choice)} | _slices(layers, tokens) | _wait(wait_s)
     path = f"/v1/requests/{_quoted(request_id)}/routes"
-    call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take)
-    _, items = decode_routes((yield call))
-    return items[0]
+    call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take, decode=decode_routes)
+    items: list[RoutedExperts]
+    _, items = yield call
+    return _first(items)
 
 
 def fetch_trajectory(
@@ -72,9 +82,11 @@ def fetch_trajectory(
     """Fetch all turns of one trajectory in one frame."""
     params = _slices(layers, tokens) | _wait(wait_s)
     path = f"/v1/trajectories/{_quoted(trajectory_id)}/routes"
-    call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take)
-    _, trajectories = decode_trajectories((yield call))
-    return trajectories[0]
+    room = Room(out).take
+    call = Call("GET", path, params, wait_s=wait_s, room=room, decode=decode_trajectories)
+    trajectories: list[Trajectory]
+    _, trajectories = yield call
+    return _first(trajectories)
 
 
 def fetch_trajectories(
@@ -83,21 +95,20 @@ def fetch_trajectories(
     wait_s: float,
     out: Buffer | None,
     advance: Advance,
+    on_missing: OnMissing | None,
 ) -> Operation[list[Trajectory]]:
-    """Fetch many trajectories, in the order asked for; raises once, naming all that failed."""
+    """Fetch many trajectories, in the order asked for; what failed is raised at the end."""
     found: list[Trajectory] = []
     failures: list[FetchFailure] = []
     room = Room(out)
     for batch in _batches([normalize_id(text) for text in trajectory_ids]):
         body = FetchRequest(trajectories=tuple(batch), layers=_bounds(layers), wait=wait_s)
-        answer = yield _fetch_call(body, room)
-        room.keep(answer)
-        header, trajectories = decode_trajectories(answer)
+        header, trajectories = yield _fetch_call(body, room, decode_trajectories)
         by_id = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
         found.extend(by_id[text] for text in batch if text in by_id)
         failures.extend(header.failures)
         advance(len(batch))
-    _raise_failures(failures)
+    _settle(failures, on_missing)
     return found
 
 
@@ -107,26 +118,25 @@ def fetch_requests(
     wait_s: float,
     out: Buffer | None,
     advance: Advance,
+    on_missing: OnMissing | None,
 ) -> Operation[list[RoutedExperts]]:
-    """Fetch many requests, in the order asked for; raises once, naming all that failed."""
+    """Fetch many requests, in the order asked for; what failed is raised at the end."""
     found: list[RoutedExperts] = []
     failures: list[FetchFailure] = []
     room = Room(out)
     for batch in _batches([_request_key(key) for key in keys]):
         body = FetchRequest(requests=tuple(batch), layers=_bounds(layers), wait=wait_s)
-        answer = yield _fetch_call(body, room)
-        room.keep(answer)
-        header, items = decode_routes(answer)
+        header, items = yield _fetch_call(body, room, decode_routes)
         found.extend(items)
         failures.extend(header.failures)
         advance(len(batch))
-    _raise_failures(failures)
+    _settle(failures, on_missing)
     return found
 
 
 def get_json(path: str, item_id: str) -> Operation[dict[str, Any]]:
     """Read a manifest."""
-    manifest: dict[str, Any] = msgspec.json.decode((yield Call("GET", path + _quoted(item_id))))
+    manifest: dict[str, Any] = yield Call("GET", path + _quoted(item_id), decode=_json)
     return manifest
 
 
@@ -152,13 +162,44 @@ def error_of(status: int, body: bytes) -> RouteReplayError:
         return RouteStoreError(msg, status=status)
 
 
-def _fetch_call(body: FetchRequest, room: Room) -> Call:
+def _fetch_call(body: FetchRequest, room: Room, decode: Callable[[memoryview], T]) -> Call:
+    def decode_and_keep(answer: memoryview) -> T:
+        decoded = decode(answer)
+        room.keep(answer)
+        return decoded
+
     encoded = msgspec.json.encode(body)
-    return Call("POST", "/v1/fetch", body=encoded, wait_s=body.wait, room=room.take)
+    return Call(
+        "POST",
+        "/v1/fetch",
+        body=encoded,
+        wait_s=body.wait,
+        room=room.take,
+        decode=decode_and_keep,
+    )
 
 
-def _raise_failures(failures: Sequence[FetchFailure]) -> None:
-    if failures:
+def _first(found: Sequence[T]) -> T:
+    if not found:
+        msg = "the store answered with no record where one was asked for"
+        raise MalformedFrame(msg)
+    return found[0]
+
+
+def _json(body: memoryview) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        msg = f"the store answered with something that is no JSON: {error}"
+        raise MalformedFrame(msg) from error
+
+
+def _settle(failures: Sequence[FetchFailure], on_missing: OnMissing | None) -> None:
+    """Hand what could not be fetched to the caller's hook, or raise once for all of it."""
+    if on_missing is not None:
+        for failure in failures:
+            on_missing(failure)
+    elif failures:
         first = failures[0]
         listed = "; ".join(f"{f.id}: {f.code}, {f.message}" for f in failures[:20])
         more = f" and {len(failures) - 20} more" if len(failures) > 20 else ""

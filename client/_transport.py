@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 from pathlib import Path
@@ -12,10 +13,12 @@ import httpx
 
 from routereplay.client._http import Connections, fresh
 from routereplay.client._operations import Call, error_of
+from routereplay.client._retry import retry_after_s
 from routereplay.client.tls import TlsFiles, connection_hint
 from routereplay.wire.errors import RouteReplayError, StoreTimeout, StoreUnreachable
 
 _CONNECT_TIMEOUT_S = 5.0
+_CLOSED = "this client is closed; make a new one"
 
 
 class BlockingTransport:
@@ -29,6 +32,7 @@ class BlockingTransport:
         ssl_context: ssl.SSLContext | None,
     ) -> None:
         self._timeout_s = timeout_s
+        self._closed = False
         self._connections = Connections(
             base_url,
             headers=_headers(api_key),
@@ -38,6 +42,8 @@ class BlockingTransport:
 
     def send(self, call: Call) -> memoryview:
         """Return the body of a good answer, or raise the error that the store named."""
+        if self._closed:
+            raise RuntimeError(_CLOSED)
         answer = self._connections.exchange(
             call.method,
             f"{call.path}?{urlencode(call.params)}" if call.params else call.path,
@@ -48,11 +54,14 @@ class BlockingTransport:
             room=call.room or fresh,
         )
         if not 200 <= answer.status < 300:
-            raise error_of(answer.status, bytes(answer.body))
+            error = error_of(answer.status, bytes(answer.body))
+            error.retry_after_s = retry_after_s(answer.headers.get("Retry-After"))
+            raise error
         return answer.body
 
     def close(self) -> None:
         """Close the connections."""
+        self._closed = True
         self._connections.close()
 
 
@@ -69,6 +78,7 @@ class AsyncTransport:
         timeout_s: float,
         ssl_context: ssl.SSLContext | None,
     ) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._base_url = base_url
         self._timeout_s = timeout_s
         path = base_url.removeprefix("unix://") if base_url.startswith("unix://") else None
@@ -84,10 +94,13 @@ class AsyncTransport:
 
     async def send(self, call: Call) -> memoryview:
         """See `BlockingTransport.send`."""
+        self._check_loop()
         try:
             async with self._http.stream(**self._options(call)) as response:
                 if not response.is_success:
-                    raise error_of(response.status_code, await response.aread())
+                    refusal = error_of(response.status_code, await response.aread())
+                    refusal.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
+                    raise refusal
                 length = response.headers.get("content-length")
                 if length is None:
                     return memoryview(await response.aread())
@@ -98,6 +111,19 @@ class AsyncTransport:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+    def _check_loop(self) -> None:
+        if self._http.is_closed:
+            raise RuntimeError(_CLOSED)
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            msg = (
+                "this AsyncRouteStoreClient holds connections of another event loop; make one "
+                "in each loop, or use RouteStoreClient, which is safe for threads"
+            )
+            raise RuntimeError(msg)
 
     def _options(self, call: Call) -> dict[str, Any]:
         return {

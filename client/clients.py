@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from routereplay.client import _operations as operations
-from routereplay.client._operations import Call, Operation
-from routereplay.client._retry import is_retryable, pauses
+from routereplay.client._operations import Call, OnMissing, Operation
+from routereplay.client._retry import Retry
 from routereplay.client._transport import AsyncTransport, BlockingTransport
 from routereplay.client.trajectory import Trajectory
 from routereplay.wire.digest import Buffer
@@ -37,7 +37,9 @@ class RouteStoreClient:
         base_url: `http://127.0.0.1:8400`, `https://...` or `unix:///path/to/socket`.
         api_key: else `ROUTEREPLAY_API_KEY_FILE` or `ROUTEREPLAY_API_KEY`.
         timeout_s: for one answer, apart from the time the store is asked to wait.
-        attempts: how often a call is tried while the store is unreachable or busy.
+        attempts: how often a call is tried while the store is unreachable or busy, or its answer
+            is damaged on its way.
+        deadline_s: no try of a call begins later than this after its first; None is no limit.
         ssl_context: for https; the system's certificate authorities without one.
 
     Safe for threads. Where a method takes `out`, answers are received into that memory (a
@@ -53,9 +55,11 @@ class RouteStoreClient:
         api_key: str | None = None,
         timeout_s: float = 30.0,
         attempts: int = 4,
+        deadline_s: float | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._attempts = attempts
+        self._deadline_s = deadline_s
         self._transport = BlockingTransport(base_url, api_key, timeout_s, ssl_context)
 
     def fetch_request(
@@ -88,10 +92,13 @@ class RouteStoreClient:
         wait_s: float = 0.0,
         progress: bool = False,
         out: Buffer | None = None,
+        on_missing: OnMissing | None = None,
     ) -> list[RoutedExperts]:
         """Return the routes of many requests, given as ids or `(id, choice)`, in that order."""
         with _bar(len(keys), "request", progress) as bar:
-            return self._run(operations.fetch_requests(keys, layers, wait_s, out, bar.update))
+            return self._run(
+                operations.fetch_requests(keys, layers, wait_s, out, bar.update, on_missing)
+            )
 
     def fetch_trajectory(
         self,
@@ -113,14 +120,19 @@ class RouteStoreClient:
         wait_s: float = 0.0,
         progress: bool = False,
         out: Buffer | None = None,
+        on_missing: OnMissing | None = None,
     ) -> list[Trajectory]:
         """Return many trajectories, in the order of `trajectory_ids`.
 
-        Raises once after all were tried; the error names every id that failed.
+        Raises once after all were tried; the error names every id that failed. With
+        `on_missing` it is called with each of them instead (id, code and message), and what
+        was found is returned.
         """
         with _bar(len(trajectory_ids), "trajectory", progress) as bar:
             return self._run(
-                operations.fetch_trajectories(trajectory_ids, layers, wait_s, out, bar.update)
+                operations.fetch_trajectories(
+                    trajectory_ids, layers, wait_s, out, bar.update, on_missing
+                )
             )
 
     def get_request(self, request_id: str) -> dict[str, Any]:
@@ -179,15 +191,16 @@ class RouteStoreClient:
             result: T = done.value
             return result
 
-    def _send(self, call: Call) -> memoryview:
-        for pause in pauses(self._attempts):
+    def _send(self, call: Call) -> Any:
+        retry = Retry(self._attempts, self._deadline_s)
+        while True:
+            body = None
             try:
-                return self._transport.send(call)
+                body = self._transport.send(call)
+                return call.decode(body)
             except RouteReplayError as error:
-                if not is_retryable(error):
-                    raise
-            time.sleep(pause)
-        return self._transport.send(call)
+                pause_s = retry.pause_after(error, answered=body is not None)
+            time.sleep(pause_s)
 
 
 class AsyncRouteStoreClient:
@@ -200,9 +213,11 @@ class AsyncRouteStoreClient:
         api_key: str | None = None,
         timeout_s: float = 30.0,
         attempts: int = 4,
+        deadline_s: float | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._attempts = attempts
+        self._deadline_s = deadline_s
         self._transport = AsyncTransport(base_url, api_key, timeout_s, ssl_context)
 
     async def fetch_request(
@@ -228,10 +243,13 @@ class AsyncRouteStoreClient:
         wait_s: float = 0.0,
         progress: bool = False,
         out: Buffer | None = None,
+        on_missing: OnMissing | None = None,
     ) -> list[RoutedExperts]:
         """See `RouteStoreClient.fetch_requests`."""
         with _bar(len(keys), "request", progress) as bar:
-            return await self._run(operations.fetch_requests(keys, layers, wait_s, out, bar.update))
+            return await self._run(
+                operations.fetch_requests(keys, layers, wait_s, out, bar.update, on_missing)
+            )
 
     async def fetch_trajectory(
         self,
@@ -255,12 +273,13 @@ class AsyncRouteStoreClient:
         wait_s: float = 0.0,
         progress: bool = False,
         out: Buffer | None = None,
+        on_missing: OnMissing | None = None,
     ) -> list[Trajectory]:
         """See `RouteStoreClient.fetch_trajectories`."""
         ids = list(trajectory_ids)
         with _bar(len(ids), "trajectory", progress) as bar:
             return await self._run(
-                operations.fetch_trajectories(ids, layers, wait_s, out, bar.update)
+                operations.fetch_trajectories(ids, layers, wait_s, out, bar.update, on_missing)
             )
 
     async def get_request(self, request_id: str) -> dict[str, Any]:
@@ -319,12 +338,13 @@ class AsyncRouteStoreClient:
             result: T = done.value
             return result
 
-    async def _send(self, call: Call) -> memoryview:
-        for pause in pauses(self._attempts):
+    async def _send(self, call: Call) -> Any:
+        retry = Retry(self._attempts, self._deadline_s)
+        while True:
+            body = None
             try:
-                return await self._transport.send(call)
+                body = await self._transport.send(call)
+                return call.decode(body)
             except RouteReplayError as error:
-                if not is_retryable(error):
-                    raise
-            await asyncio.sleep(pause)
-        return await self._transport.send(call)
+                pause_s = retry.pause_after(error, answered=body is not None)
+            await asyncio.sleep(pause_s)

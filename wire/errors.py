@@ -53,6 +53,8 @@ class RouteReplayError(Exception):
         super().__init__(message)
         self.message = message
         self.details: dict[str, Any] = details
+        self.retry_after_s = 0.0
+        """How long the store asked to wait before the next try."""
 
 
 class WireError(RouteReplayError):

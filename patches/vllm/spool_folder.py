@@ -73,7 +73,7 @@ class Folder:
     def claim(cls, path: Path) -> Folder | None:
         """Take the lock of a folder, or return None if a live process holds it."""
         try:
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            lock = os.open(path / _LOCK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError:
             return None
         try:

@@ -8,9 +8,13 @@ says which rows it could not show.
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
+from faults import needs
 from faults.verdict import Verdict
+from support.route_store import running_store
+from support.toxic_proxy import ToxicProxy, Toxics
 
 ALL = os.environ.get("ROUTEREPLAY_FAULTS") == "all"
 
@@ -46,3 +50,55 @@ def verdict(request):
     found.write(outcome, reason)
     assert found.lost == 0, f"{found.lost} of {found.acked} acknowledged records are lost"
     assert found.wrong == 0, f"{found.wrong} reads returned other bytes than were stored"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """A real store on its own Valkey, shared: each test has request ids of its own."""
+    with running_store("embedded", tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(store):
+    """What stands between a recorder or a client and the store."""
+    with ToxicProxy(store.sidecar.port) as toxic:
+        yield toxic
+
+
+@pytest.fixture
+def set_toxics(proxy):
+    def to(**toxics):
+        def switch():
+            proxy.toxics = Toxics(**toxics)
+            proxy.drop_connections()
+
+        return switch
+
+    return to
+
+
+@pytest.fixture
+def blackhole():
+    """`heal = blackhole(port)`: packets to a port of this machine vanish."""
+    needs.root()
+    needs.program("nft")
+    rules = "table inet routereplay { chain out { type filter hook output priority 0; } }"
+    made = []
+
+    def nft(command):
+        subprocess.run(["nft", command], check=True)
+
+    def heal():
+        if made:
+            made.pop()
+            nft("delete table inet routereplay")
+
+    def cut(port):
+        nft(rules)
+        made.append(port)
+        nft(f"add rule inet routereplay out tcp dport {port} drop")
+        return heal
+
+    yield cut
+    heal()

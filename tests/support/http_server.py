@@ -39,6 +39,8 @@ def serving(handler: Handler, silent_s: float = 1.0):
                 return
             self.send_response(response.status_code)
             self.send_header("Content-Length", str(len(response.content)))
+            if "Retry-After" in response.headers:
+                self.send_header("Retry-After", response.headers["Retry-After"])
             self.end_headers()
             self.wfile.write(response.content)
 

@@ -1,12 +1,14 @@
-"""A TCP proxy on 127.0.0.1 that damages what passes through it, as told."""
+"""A TCP proxy that damages what passes through it, or answers HTTP in its place, as told."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -35,6 +37,8 @@ class Toxics:
     """Reset new connections at once."""
     hang: bool = False
     """Accept connections and pass nothing on."""
+    answer: Callable[[bytes], bytes | None] | None = None
+    """Given the head of an HTTP request, the whole answer; None lets it through."""
     once: bool = False
     """Only the first connection that an offset or a swallow strikes is damaged."""
 
@@ -44,10 +48,14 @@ class ToxicProxy:
 
     Args:
         target_port: where undamaged bytes go, on 127.0.0.1.
+        host: where it listens.
+        port: where it listens; 0 is a free one.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, host: str = "127.0.0.1", port: int = 0) -> None:
         self.target_port = target_port
+        self.host = host
+        self.port = port
         self.toxics = Toxics()
         self.connections = 0
         """Connections that were accepted."""
@@ -59,10 +67,10 @@ class ToxicProxy:
 
     def __enter__(self) -> ToxicProxy:
         self._thread.start()
-        start = asyncio.start_server(self._serve, "127.0.0.1", 0)
+        start = asyncio.start_server(self._serve, self.host, self.port)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
         self.port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{self.host}:{self.port}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +99,9 @@ class ToxicProxy:
                 return _reset(writer)
             while self.toxics.hang:
                 await asyncio.sleep(0.02)
+            begun = await self._answered(reader, writer)
             upstream, target = await asyncio.open_connection("127.0.0.1", self.target_port)
+            target.write(begun)
             ways = [
                 asyncio.ensure_future(self._pass(reader, target, writer, "request")),
                 asyncio.ensure_future(self._pass(upstream, writer, writer, "response")),
@@ -104,7 +114,7 @@ class ToxicProxy:
                 await asyncio.gather(*ways, return_exceptions=True)
         except asyncio.CancelledError:
             _reset(writer)
-        except OSError:
+        except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             self._tasks.discard(task)
@@ -112,6 +122,19 @@ class ToxicProxy:
                 if end is not None:
                     with contextlib.suppress(OSError):
                         end.close()
+
+    async def _answered(self, reader, writer) -> bytes:
+        """Answer requests until one is to be let through; return what was read of that one."""
+        while self.toxics.answer is not None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: *(\d+)", head)
+            body = await reader.readexactly(int(length[1]) if length else 0)
+            answer = self.toxics.answer and self.toxics.answer(head)
+            if answer is None:
+                return head + body
+            writer.write(answer)
+            await writer.drain()
+        return b""
 
     async def _pass(self, source, sink, client, way: str) -> None:
         passed = 0
@@ -174,3 +197,10 @@ def _reset(writer: asyncio.StreamWriter) -> None:
             linger = struct.pack("ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
+
+
+def http_answer(status: int, body: bytes = b"{}", **headers: object) -> bytes:
+    """Return a whole HTTP answer; `Retry_After=7` becomes the header Retry-After."""
+    lines = [f"HTTP/1.1 {status} Because", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import httpx
 import numpy as np
@@ -153,6 +154,60 @@ def test_a_busy_store_is_asked_again(client, episode):
 
     assert client(lambda request: answers.pop(0))("fetch_trajectory", "episode-0").turns
     assert not answers
+
+
+def test_an_answer_that_was_damaged_on_its_way_is_asked_for_again(client, episode):
+    body = routes_frame([episode])
+    damaged = bytearray(body)
+    damaged[body.index(episode.turns[0].experts.tobytes())] ^= 1
+    answers = [
+        httpx.Response(200, content=content)
+        for content in (bytes(damaged), body[:-64], b"<html>proxy</html>", body)
+    ]
+    fetched = client(lambda request: answers.pop(0))("fetch_requests", ["chatcmpl-0"])
+
+    assert np.array_equal(fetched[0].experts, episode.turns[0].experts)
+    assert not answers
+
+
+def test_a_store_is_left_alone_for_as_long_as_it_asks(client, episode):
+    times = []
+
+    def handler(request):
+        times.append(time.monotonic())
+        if len(times) == 1:
+            headers = {"Retry-After": "1"}
+            return httpx.Response(503, content=problem("unavailable"), headers=headers)
+        return httpx.Response(200, content=routes_frame([episode]))
+
+    client(handler)("fetch_trajectory", "episode-0")
+
+    assert times[1] - times[0] >= 1.0
+
+
+def test_no_try_begins_after_the_deadline(client):
+    def handler(request):
+        headers = {"Retry-After": "30"}
+        return httpx.Response(503, content=problem("unavailable"), headers=headers)
+
+    began = time.monotonic()
+    with pytest.raises(errors.StoreUnavailable):
+        client(handler, attempts=100, deadline_s=1.0)("fetch_request", "chatcmpl-0")
+
+    assert time.monotonic() - began < 5
+
+
+def test_a_hook_takes_what_is_missing_and_the_rest_is_returned(client, episode):
+    failures = [FetchFailure(id="t1", code="expired", message="gone")]
+    missing = []
+
+    def handler(request):
+        return httpx.Response(200, content=routes_frame([episode], failures))
+
+    found = client(handler)("fetch_trajectories", ["episode-0", "t1"], on_missing=missing.append)
+
+    assert [one.trajectory_id for one in found] == ["episode-0"]
+    assert [(one.id, one.code) for one in missing] == [("t1", "expired")]
 
 
 def test_a_store_that_is_away_raises_after_the_last_attempt(client):

@@ -117,7 +117,7 @@ def one_record(settings, name):
     return exporter
 
 
-@pytest.mark.fault("A5", "503 with Retry-After: 4", injected="a proxy that answers", short=True)
+@pytest.mark.fault("A5", "503 with Retry-After: 4", injected="a proxy that answers")
 def test_a05_retry_after_is_kept(verdict, store, proxy, tmp_path):
     times = []
 

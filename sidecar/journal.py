@@ -50,6 +50,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     policy_versions: tuple[str, ...] = ()
     reason: str = ""
     """Why it was dropped."""
+    invalid: tuple[str, ...] = ()
+    """What the recorder's watch saw in its rows that real routes never show."""
 
 
 class Bucket(NamedTuple):
@@ -168,6 +170,7 @@ def _sealed(seal: Seal) -> Event:
         rows=manifest.rows,
         nbytes=manifest.rows * manifest.row_nbytes,
         complete=manifest.complete,
+        invalid=tuple(reason[:80] for reason in manifest.invalid[:8]),
         policy_versions=tuple(
             dict.fromkeys(span.version[:80] for span in manifest.policy_versions[:8])
         ),

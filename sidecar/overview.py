@@ -66,6 +66,9 @@ def alarms(events: Sequence[Event], engine: dict[str, Any], now: float) -> list[
         text = f"The engine is {used / limit:.0%} full; at 100 % new routes are refused."
         found.append(_alarm("critical", "engine_nearly_full", text, 1))
     late = [event for event in events if event.at > now - _ALARM_WINDOW_S]
+    for reason, count in Counter(reason for e in late for reason in e.invalid).most_common():
+        text = f"The recorder's watch saw rows that cannot be real routes: {reason}."
+        found.append(_alarm("critical", "routes_invalid", text, count, reason=reason))
     for reason, count in Counter(e.reason for e in late if e.kind == "dropped").most_common():
         text = f"Dropped in the last 15 minutes: {reason}."
         # The client left before the first token: nothing was there to lose.
@@ -113,6 +116,7 @@ def _request(event: Event, ttl_s: float) -> dict[str, Any]:
         "rows": event.rows,
         "bytes": event.nbytes,
         "complete": event.complete,
+        "invalid": event.invalid,
         "policy_versions": event.policy_versions,
         "engine_id": event.engine_id,
     }
@@ -129,6 +133,7 @@ def _trajectory(turns: Sequence[Event], ttl_s: float) -> dict[str, Any]:
         "sealed": len(sealed),
         "dropped": len(turns) - len(sealed),
         "complete": len(sealed) == len(turns) and all(turn.complete for turn in sealed),
+        "invalid": sorted({reason for turn in sealed for reason in turn.invalid}),
         "rows": sum(turn.rows for turn in sealed),
         "bytes": sum(turn.nbytes for turn in sealed),
         "tokens": max((turn.tokens for turn in sealed), default=0),
@@ -151,6 +156,7 @@ def _recorder(engine_id: str, events: Sequence[Event]) -> dict[str, Any]:
         "last_at": events[-1].at,
         "sealed": len(sealed),
         "incomplete": sum(not event.complete for event in sealed),
+        "invalid": dict(Counter(reason for event in sealed for reason in event.invalid)),
         "rows": sum(event.rows for event in sealed),
         "bytes": sum(event.nbytes for event in sealed),
         "dropped": dict(dropped),

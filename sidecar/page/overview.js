@@ -93,10 +93,19 @@ function expiryCard(stored, ttl) {
 function recorderCard(recorders, now) {
   if (!recorders.length) return null;
   return card("Recorders", "as their latest records tell", table(
-    ["engine", "model", { n: "heard" }, { n: "sealed" }, { n: "rows" }, { n: "bytes" }, "policy", "dropped"],
+    ["engine", "model", { n: "heard" }, { n: "sealed" }, { n: "rows" }, { n: "bytes" }, "policy", "lost or wrong"],
     recorders.slice(0, 20).map((one) => [h("span", { class: "id" }, one.engine_id), one.model || "–", { n: ago(one.last_at, now) }, { n: count(one.sealed) },
       { n: count(one.rows) }, { n: size(one.bytes) }, versions(one.policy_versions),
-      Object.keys(one.dropped).length ? pill("warning", Object.entries(one.dropped).map(([reason, n]) => reason + " " + n).join(", ")) : pill("good", "none")])));
+      health(one)])));
+}
+
+function health(one) {
+  const listed = (counts) => Object.entries(counts).map(([reason, n]) => reason + " " + n).join(", ");
+  const pills = [];
+  if (Object.keys(one.invalid).length) pills.push(pill("critical", listed(one.invalid)));
+  if (Object.keys(one.dropped).length) pills.push(pill("warning", listed(one.dropped)));
+  if (one.incomplete) pills.push(pill("warning", "incomplete " + one.incomplete));
+  return h("span", { class: "row" }, pills.length ? pills : pill("good", "well"));
 }
 
 function trajectoryCard(latest, now) {
@@ -107,7 +116,7 @@ function trajectoryCard(latest, now) {
     ["trajectory", "model", { n: "turns" }, { n: "tokens" }, { n: "rows" }, { n: "bytes" }, "policy", "state", { n: "sealed" }, { n: "expires in" }, ""],
     found.map((one) => [
       link(one), one.model || "–", { n: one.turns }, { n: count(one.tokens) }, { n: count(one.rows) }, { n: size(one.bytes) }, versions(one.policy_versions),
-      one.complete ? pill("good", "complete") : one.dropped ? pill("warning", one.dropped + " dropped") : pill("warning", "incomplete"),
+      one.invalid.length ? pill("critical", one.invalid.join(", ")) : one.complete ? pill("good", "complete") : one.dropped ? pill("warning", one.dropped + " dropped") : pill("warning", "incomplete"),
       { n: ago(one.last_at, now) }, { n: one.expires_at ? duration(one.expires_at - now) : "–" },
       one.sealed ? h("a", { href: "#/compare?a=" + encodeURIComponent(source(one)), title: "compare with another" }, "compare") : "",
     ])));

@@ -62,6 +62,7 @@ function turnTable(view, draw) {
 function swatch(tone, text) { return h("span", null, h("i", { class: "key", style: { background: tone } }), text); }
 
 function turnState(turn) {
+  if (turn.state === "sealed" && turn.manifest.invalid && turn.manifest.invalid.length) return pill("critical", "invalid: " + turn.manifest.invalid.join(", "));
   if (turn.state === "sealed") return complete(turn) ? pill("good", "sealed") : pill("warning", "incomplete");
   return pill(turn.state === "pending" ? "info" : "warning", turn.reason ? turn.state + ": " + turn.reason : turn.state);
 }

@@ -22,6 +22,7 @@ def test_the_store_is_shown_live(tab, store):
     page.wait_for_selector("text=episode-tilted")
     assert "Valkey" in page.inner_text("#state")
     assert "Dropped in the last 15 minutes: queue_full." in page.inner_text("#alarms")
+    assert "cannot be real routes: zero_rows" in page.inner_text("#alarms")
     tab.screenshot("overview")
 
     store.put(make_upload("sealed-while-you-look", seed=900))

@@ -47,6 +47,18 @@ def test_what_was_dropped_and_by_whom_is_listed(store):
     assert (alarm["severity"], alarm["code"]) == ("warning", "records_dropped")
 
 
+def test_rows_that_the_watch_did_not_trust_are_an_alarm(store):
+    poisoned = make_upload("listed-poisoned", seed=318, trajectory_id="poisoned")
+    store.put(poisoned.changed(invalid=("zero_rows",)))
+
+    (newest,) = listed(store, "trajectories", limit=1)
+    worst = store.get("/v1/summary").json()["alarms"][0]
+
+    assert newest["invalid"] == ["zero_rows"]
+    assert (worst["severity"], worst["code"]) == ("critical", "routes_invalid")
+    assert worst["details"] == {"reason": "zero_rows"}
+
+
 def test_a_replay_is_not_listed_twice_and_a_deleted_request_not_at_all(store):
     upload = store.put(make_upload("listed-twice", seed=313))
     store.put(upload)

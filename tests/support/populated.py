@@ -61,5 +61,7 @@ def populate(store) -> None:
         store.put(upload)
     hostile = make_upload("chatcmpl-hostile", seed=30, engine_id=HOSTILE)
     store.put(hostile.changed(model=HOSTILE, policy_versions=(PolicySpan(HOSTILE, 0, 33),)))
+    poisoned = make_upload("chatcmpl-poisoned", seed=32, trajectory_id="episode-poisoned")
+    store.put(poisoned.changed(invalid=("zero_rows",)))
     lost = make_upload("chatcmpl-lost", seed=31, trajectory_id="episode-0", engine_id="engine-7f3a")
     store.post(lost.drop_frame("queue_full"))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from routereplay.sidecar.version import package_version
+from routereplay.wire.frame import Frame
+from routereplay.wire.records import Drop, FrameResult, Seal
+
 
 class Metrics:
     """The metrics of one app, in a registry of its own so that two apps never share counts."""
@@ -94,6 +98,34 @@ class Metrics:
             "Recent events that are missing on the page; no routes are.",
             registry=self.registry,
         )
+
+        self.records = Counter(
+            "routereplay_records_total",
+            "Choices by how they ended: sealed, incomplete, invalid or dropped.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.sealed_rows = Counter(
+            "routereplay_sealed_rows_total", "Rows of sealed choices.", registry=self.registry
+        )
+        self.sealed_bytes = Counter(
+            "routereplay_sealed_bytes_total", "Bytes of these rows.", registry=self.registry
+        )
+        info = Gauge(
+            "routereplay_info", "1, with the version.", ["version"], registry=self.registry
+        )
+        info.labels(package_version()).set(1)
+
+    def ended(self, frame: Frame, outcome: FrameResult) -> None:
+        """Count what a seal or a drop made of a choice."""
+        match frame.header:
+            case Seal(manifest=manifest) if outcome.status == "sealed":
+                good = "sealed" if manifest.complete else "incomplete"
+                self.records.labels("invalid" if manifest.invalid else good).inc()
+                self.sealed_rows.inc(manifest.rows)
+                self.sealed_bytes.inc(manifest.rows * manifest.row_nbytes)
+            case Drop() if outcome.status == "noted":
+                self.records.labels("dropped").inc()
 
     def snapshot(self) -> dict[str, float]:
         """Return every counter and gauge, summed over its labels but `status` and `code`.

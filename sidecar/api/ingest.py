@@ -43,5 +43,6 @@ def _status(result: IngestResult) -> int:
 def _count(metrics: Metrics, result: IngestResult, frames: list[Frame]) -> None:
     for frame, outcome in zip(frames, result.results, strict=True):
         metrics.frames.labels(type(frame.header).__name__.lower(), outcome.status).inc()
+        metrics.ended(frame, outcome)
         if outcome.status == "refused":
             metrics.refused.labels(outcome.code).inc()

@@ -19,8 +19,9 @@ from routereplay.wire.errors import Forbidden, RateLimited, RouteReplayError, Un
 
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
-"""Probes come without a key, and learn nothing but yes or no."""
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/"})
+"""Probes come without a key, and learn nothing but yes or no. The page holds nothing: its
+user types a key into it, and with that it asks for what it shows."""
 
 
 class Authenticate:

@@ -7,7 +7,7 @@ class Refused extends Error {
 }
 
 async function read(path) {
-  const answer = await fetch(path, { headers: authorization(), cache: "no-store" }).catch(() => {
+  const answer = await fetch(path, { headers: authorization(), cache: "no-store", credentials: "omit" }).catch(() => {
     throw new Refused(0, "unreachable", "The store does not answer. It may be stopped, or the network is down.");
   });
   if (answer.ok) return answer;

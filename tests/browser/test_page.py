@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 from support.frames import make_upload
+from support.keys import Keys
 from support.populated import HOSTILE, conversation
+from support.route_store import running_store
+from support.tab import Tab
 
 PIXELS = """canvas => {
     const {width, height} = canvas;
@@ -153,6 +156,31 @@ def test_the_page_may_run_nothing_but_itself(tab):
 
     assert answer == "TypeError"
     tab.complaints = [said for said in tab.complaints if "TrustedHTML" not in said]
+
+
+def test_a_store_with_keys_asks_for_one_and_the_page_keeps_it_to_itself(browser, tmp_path):
+    keys = Keys(tmp_path)
+    key = keys.make("read")
+    with running_store("embedded", tmp_path, keys_file=keys.path) as locked:
+        tab = Tab(browser, locked)
+        page = tab.open("/")
+        page.wait_for_selector("text=This store wants a key")
+        tab.screenshot("key")
+        page.fill("#key input", "rr_wrong_wrong")
+        page.click("#key button")
+        page.wait_for_selector("text=This store wants a key")
+        page.fill("#key input", key)
+        page.click("#key button")
+        page.wait_for_selector("text=Nothing is recorded yet")
+        page.reload()
+        page.wait_for_selector("text=Nothing is recorded yet")
+
+        assert key not in page.content()
+        assert [url for url in tab.asked if key in url] == []
+        page.click("#forget")
+        page.wait_for_selector("text=This store wants a key")
+        tab.context.close()
+    assert [said for said in tab.complaints if "401" not in said] == []
 
 
 def test_rows_of_a_wide_model_fit_the_screen(tab, store):

@@ -59,14 +59,14 @@ def owned(store, by):
         assert put(store, by["write"], turn).status_code == 200
 
 
-def test_only_the_probes_answer_without_a_key(store, by):
+def test_only_the_probes_and_the_empty_page_answer_without_a_key(store, by):
     described = ask(store, by["read"], "GET", "/openapi.json").json()["paths"]
     pages = [(p, "get") for p in ("/", "/docs", "/openapi.json", "/no/such/path")]
     operations = [(path, method) for path, found in described.items() for method in found]
 
     assert len(operations) > 10
     for path, method in [*operations, *pages]:
-        expected = 200 if path in ("/livez", "/readyz") else 401
+        expected = 200 if path in ("/livez", "/readyz", "/") else 401
         response = ask(store, None, method.upper(), path)
         assert response.status_code == expected, path
         if expected == 401:

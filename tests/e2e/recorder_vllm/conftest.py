@@ -23,6 +23,11 @@ from routereplay.wire.records import Chunk, Drop, FrameResult, IngestResult, Sea
 
 ROOT = Path(__file__).parents[3]
 DENSE_LAYERS = (0,)
+CROWDED = (
+    *("--num-gpu-blocks-override", "40", "--max-num-batched-tokens", "64", "--max-num-seqs", "16"),
+)
+"""A small cache and small steps: prompts come in chunks, and requests are preempted. Requests
+must have no seed: vLLM's CPU worker dies of one whose prompt comes in chunks (0.30)."""
 
 
 class Record:
@@ -247,7 +252,9 @@ def sink():
 def moe_server(moe_path, sink, plugin_path, tmp_path_factory):
     environment = {"ROUTEREPLAY_STORE_URL": sink.url, "PYTHONPATH": plugin_path}
     log_path = tmp_path_factory.mktemp("log") / "moe.log"
-    with VllmServer(moe_path, log_path=log_path, environment=environment) as server:
+    with VllmServer(
+        moe_path, log_path=log_path, environment=environment, arguments=CROWDED
+    ) as server:
         yield server
 
 

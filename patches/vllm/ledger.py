@@ -47,7 +47,8 @@ class Stats:
     """Records whose rows cannot be real, by reason."""
     events: dict[str, int] = field(default_factory=dict)
     """What happened on the way, by name: `store_error`, `internal_error`, `replayed`,
-    `orphaned`, `restarted`, `spool_adopted`, `spool_quarantined`, `spool_error`."""
+    rows `left_out`, deltas `orphaned`, `restarted`, `spool_adopted`, `spool_quarantined`,
+    `spool_error`."""
     store_away: bool = False
     """The last tries failed; the next one is a probe."""
     oldest_unsent_s: float = 0.0
@@ -201,10 +202,10 @@ class Ledger:
         with self._lock:
             self._suspects.update(reasons)
 
-    def happened(self, event: str) -> None:
+    def happened(self, event: str, count: int = 1) -> None:
         """Count one of `Stats.events`."""
         with self._lock:
-            self._events[event] += 1
+            self._events[event] += count
 
     def internal_error(self) -> None:
         """The recorder itself failed somewhere."""

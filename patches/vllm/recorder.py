@@ -136,6 +136,8 @@ class Recorder:
         lineage = None
         if strip and not reason and shown is None and not self._refused:
             info, lineage = self._new_rows.begin(self._exporter.known, request, state, info)
+            if info.parent is not None:
+                self._exporter.ledger.happened("left_out", info.row_start)
         record = OpenRecord(info, state, extra_args=extra_args, strip=strip, lineage=lineage)
         if shown is not None:
             record.muted, record.shown = True, shown

@@ -275,3 +275,32 @@ def test_records_that_name_each_other_are_no_endless_chain(store):
     store.put(back)
 
     assert code(store.get("/v1/requests/ring-b/routes")) == "parent_mismatch"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_tree_of_deltas_is_served_as_if_every_record_were_whole(store, seed):
+    """Forks, gaps and arrivals in any order, against the rows that full records would have."""
+    draw = np.random.default_rng(seed)
+    name = f"tree-{seed}"
+    uploads = [make_upload(f"{name}-0", seed=seed, trajectory_id=name, chunk_rows=4)]
+    whole = [uploads[0].experts]
+    for number in range(1, 12):
+        before = int(draw.integers(number))
+        start = int(draw.integers(1, len(whole[before]) + 1))
+        fields = {"request_id": f"{name}-{number}", "seed": 100 * seed + number, "chunk_rows": 4}
+        delta = delta_on(uploads[before], start, extra=int(draw.integers(4, 12)), **fields)
+        uploads.append(delta)
+        whole.append(np.concatenate([whole[before][:start], delta.experts]))
+    # All are staged and any may be sealed first: a parent that is pending passes.
+    store.post(b"".join(upload.chunk_frames[0] for upload in uploads))
+    for number in draw.permutation(len(uploads)):
+        store.put(uploads[number])
+
+    for upload, rows in zip(uploads, whole, strict=True):
+        start, stop = sorted(int(at) for at in draw.integers(0, len(rows) + 1, 2))
+        url = f"/v1/requests/{upload.manifest.request_id}/routes"
+        _, (found,), _ = decode_routes(store.get(url))
+        _, (part,), _ = decode_routes(store.get(url, tokens=f"{start}:{stop}", layers="1:3"))
+        assert np.array_equal(found, rows)
+        assert np.array_equal(part, rows[start:stop, 1:3])
+    assert store.get(f"/v1/trajectories/{name}").json()["coverage"]["complete"] is True

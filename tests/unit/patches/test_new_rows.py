@@ -164,4 +164,5 @@ def test_ten_turns_hand_on_every_row_exactly_once(engine):
     rows = sum(len(engine.handed.rows_of(f"chatcmpl-{number}")) for number in range(10))
 
     assert rows == len(tokens) - 1
+    assert engine.handed.ledger.stats().events["left_out"] == sum(range(5, 50, 5))
     assert np.array_equal(engine.handed.rows_of("chatcmpl-9").shape, (5, 4, 2))

@@ -110,7 +110,7 @@ def _unregistered(config: Config) -> DenseModel | UnknownModel:
         f"of its layers route. If it is built like a registered model, say so: "
         f"register_model({model_type!r}, 'qwen3_moe'). Otherwise register a Family(moe_layers="
         "..., score_function=...), or describe this one model with RoutedModel(...). Both are in "
-        f"routereplay.patches.megatron. Registered: {', '.join(registered_models())}"
+        f"routereplay.patches.models. Registered: {', '.join(registered_models())}"
     )
     return UnknownModel(msg, model_type=model_type)
 

@@ -27,12 +27,14 @@ def arrangements(microbatch: Microbatch, slot: int) -> list[Arrangement]:
     """Return plane `slot` as it is replayed, then as known bugs would have it."""
     ids_TK = microbatch.ids_LTK[slot]
     recorded_T = ~(microbatch.live_T | microbatch.padding_T)
-    length, batch = microbatch.input_shape
+    outer, inner = microbatch.input_shape
+    # Rows from a token to the next of its sequence, and the sequence's length.
+    apart, length = (1, inner) if microbatch.batch_first else (inner, outer)
     found = [
         Arrangement(ALIGNED, ids_TK, recorded_T),
         _scattered(ids_TK, recorded_T),
         *(
-            _shifted(ids_TK, recorded_T, rows * batch, name)
+            _shifted(ids_TK, recorded_T, rows * apart, name)
             for rows, name in ((1, "rows one late"), (-1, "rows one early"))
             if length > 1
         ),
@@ -40,8 +42,9 @@ def arrangements(microbatch: Microbatch, slot: int) -> list[Arrangement]:
     for other, name in ((slot - 1, "previous MoE layer"), (slot + 1, "next MoE layer")):
         if 0 <= other < len(microbatch.ids_LTK):
             found.append(Arrangement(name, microbatch.ids_LTK[other], recorded_T))
-    if batch > 1 and length > 1:
-        found.append(_transposed(ids_TK, recorded_T, length, batch))
+    if outer > 1 and inner > 1:
+        name = "position-major rows" if microbatch.batch_first else "batch-major rows"
+        found.append(_transposed(ids_TK, recorded_T, outer, inner, name))
     return found
 
 
@@ -53,12 +56,12 @@ def _shifted(ids_TK: torch.Tensor, counts_T: torch.Tensor, by: int, name: str) -
 
 
 def _transposed(
-    ids_TK: torch.Tensor, counts_T: torch.Tensor, length: int, batch: int
+    ids_TK: torch.Tensor, counts_T: torch.Tensor, outer: int, inner: int, name: str
 ) -> Arrangement:
     topk = ids_TK.shape[1]
-    ids = ids_TK.reshape(batch, length, topk).transpose(0, 1).reshape(-1, topk)
-    counts = counts_T.view(batch, length).t().reshape(-1)
-    return Arrangement("batch-major rows", ids, counts & counts_T)
+    ids = ids_TK.reshape(inner, outer, topk).transpose(0, 1).reshape(-1, topk)
+    counts = counts_T.view(inner, outer).t().reshape(-1)
+    return Arrangement(name, ids, counts & counts_T)
 
 
 def _scattered(ids_TK: torch.Tensor, counts_T: torch.Tensor) -> Arrangement:

@@ -5,6 +5,8 @@ Each virtual pipeline stage has its own: the schedule interleaves their microbat
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -53,7 +55,8 @@ class ChunkReplay(Generic[LayerT]):
         host: the chunk.
         staging: shared by the chunks of a model.
         canary: of this chunk.
-        layer_class: makes the part of each router.
+        make_layer: makes the part of each router: of the chunk, the slot among its routers,
+            and the layer's number (1-based).
     """
 
     def __init__(
@@ -61,11 +64,11 @@ class ChunkReplay(Generic[LayerT]):
         host: HostChunk,
         staging: Staging,
         canary: Canary,
-        layer_class: type[LayerT],
+        make_layer: Callable[[ChunkReplay[LayerT], int, int], LayerT],
     ) -> None:
         self.vp_stage = host.vp_stage
         self.layers: tuple[LayerT, ...] = tuple(
-            layer_class(self, slot, number) for slot, number in enumerate(host.layer_numbers)
+            make_layer(self, slot, number) for slot, number in enumerate(host.layer_numbers)
         )
         self._host = host
         self.canary = canary
@@ -148,12 +151,7 @@ class ChunkReplay(Generic[LayerT]):
             for layer in self.layers
             if layer.calls != self.opened
         ]
-        found += [
-            f"{where}, layer {layer.layer_number} (1-based): {layer.pending} checkpointed calls "
-            "were never recomputed; passes without backward run under torch.no_grad()"
-            for layer in self.layers
-            if layer.pending
-        ]
+        found += [finding for layer in self.layers for finding in layer.findings()]
         return found + self.faults()
 
     def faults(self) -> list[str]:
@@ -177,8 +175,7 @@ class ChunkReplay(Generic[LayerT]):
             self.prefetched += 1
         self._in_flight = [held for held in self._in_flight if not held.is_read]
         self._in_flight.append(microbatch)
-        length, batch = microbatch.input_shape
-        self._num_rows += length * batch
+        self._num_rows += math.prod(microbatch.input_shape)
         self.origins.add(microbatch.origins)
         if self.recording is not None:
             self.recording.begin(packed, self._host.place(row_ids).rows)

@@ -56,6 +56,11 @@ class LayerReplay:
         return len(self._pending)
 
     @property
+    def trains(self) -> bool:
+        """Whether the forward runs with gradients, so that its checkpoints recompute."""
+        return self._chunk.trains
+
+    @property
     def is_bypassed(self) -> bool:
         """Whether the router decides by itself now."""
         return self._chunk.bypasses > 0
@@ -65,6 +70,15 @@ class LayerReplay:
         self.calls = 0
         self.recomputes = 0
         self._pending.clear()
+
+    def findings(self) -> list[str]:
+        """Return what is wrong at the end of a step."""
+        if not self.pending:
+            return []
+        return [
+            f"{self.where()}: {self.pending} checkpointed calls were never recomputed; passes "
+            "without backward run under torch.no_grad()"
+        ]
 
     def execute(
         self, rows: int, topk: int, num_experts: int, live_ids: Callable[[], torch.Tensor]
@@ -142,7 +156,7 @@ class LayerReplay:
         self, ids_TK: torch.Tensor, input_shape: tuple[int, int], buffers: Microbatch | None
     ) -> None:
         """Keep what a recompute must execute again, if this call will have one."""
-        if self._chunk.trains and not torch.is_grad_enabled():
+        if self.trains and not torch.is_grad_enabled():
             self._pending.append(_Pending(ids_TK, input_shape, buffers))
             if buffers is not None:
                 buffers.keep()
@@ -164,7 +178,7 @@ class LayerReplay:
         return wide
 
     def _check_bypass(self, recompute: bool) -> None:
-        if recompute and self._pending:
+        if recompute and self.pending:
             msg = (
                 f"{self.where()}: a backward ran inside bypass() while replayed microbatches "
                 "await their recompute; run the step's backward outside of bypass()"

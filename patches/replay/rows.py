@@ -26,6 +26,9 @@ class RouterRows(NamedTuple):
     input_shape: tuple[int, int]
     """The leading sizes of the hidden states that reach the router; their product is T."""
 
+    batch_first: bool = False
+    """Whether `input_shape` is `(b, s)`; else `(s, b)`, as in Megatron-Core."""
+
 
 def check_row_ids(row_ids_BS: torch.Tensor) -> None:
     """Raise `ReplayMismatch` unless these are integers of two dimensions, like input_ids."""

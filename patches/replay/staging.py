@@ -55,7 +55,10 @@ class Microbatch:
     origins: RouteOrigins
 
     input_shape: tuple[int, int]
-    """`(s, b)` of the hidden states that reach the routers."""
+    """The leading sizes of the hidden states that reach the routers."""
+
+    batch_first: bool
+    """Whether that is `(b, s)` or `(s, b)`."""
 
     slot: Slot
     ring: BufferRing
@@ -159,6 +162,7 @@ class Stager:
             has_live=has_live,
             origins=host.origins,
             input_shape=job.placed.input_shape,
+            batch_first=job.placed.batch_first,
             slot=slot,
             ring=self.ring,
             _reads_left=len(routing.layer_idxs),

@@ -185,6 +185,34 @@ def test_replay_executes_the_routes_even_where_the_router_disagrees(
     assert result["on"]["mae"] > result["off"]["mae"]
 
 
+def test_transformers_replays_what_vllm_executed(checkpoint, episodes, trajectories):
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers_loop.step import Sampled, train_step
+
+    from routereplay.patches.transformers import enable_router_replay
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    replay = enable_router_replay(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    batch = []
+    for episode in episodes:
+        sampled = np.zeros(len(episode.token_ids), bool)
+        sampled[[sample.position for sample in episode.samples]] = True
+        batch.append(Sampled(episode.token_ids, sampled))
+
+    logprobs = train_step(model, replay, optimizer, batch, trajectories)
+
+    for episode, ours in zip(episodes, logprobs, strict=True):
+        for sample in episode.samples:
+            assert ours[sample.position] == pytest.approx(sample.log_prob, abs=1e-4)
+    assert replay.last_step.microbatches == 2
+    assert replay.last_step.rows.live == len(episodes)  # the last token of each
+    assert replay.last_step.canary[0].overlap > 0.99
+    gates = [p for name, p in model.named_parameters() if name.endswith("mlp.gate.weight")]
+    assert all(gate.grad.norm() > 0 for gate in gates)
+
+
 @pytest.mark.timeout(600)
 def test_a_store_that_is_away_hurts_nobody_and_what_was_lost_is_counted(server, store, checkpoint):
     from openai import OpenAI

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -40,7 +40,7 @@ def told(as_json: bool) -> Iterator[None]:
         fail(error.code, error.message, as_json=as_json, **error.details)
 
 
-def fail(code: str, message: str, *, as_json: bool, **details: Any) -> None:
+def fail(code: str, message: str, *, as_json: bool, **details: Any) -> NoReturn:
     """Say what is wrong and what to do about it, and exit with 1."""
     advice = _WHAT_TO_DO.get(code)
     if as_json:

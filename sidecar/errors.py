@@ -33,3 +33,9 @@ class EngineMisconfigured(RouteReplayError):
     """The engine would not keep what the store promises."""
 
     code = "engine_misconfigured"
+
+
+class BadConfigFile(RouteReplayError):
+    """The file that `ROUTEREPLAY_CONFIG` names cannot be read, or is no TOML of settings."""
+
+    code = "bad_config_file"

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import difflib
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
-from routereplay.sidecar.errors import EngineStartError
+from routereplay.sidecar.errors import BadConfigFile, EngineStartError
 
 PREFIX = "ROUTEREPLAY_"
+CONFIG = "ROUTEREPLAY_CONFIG"
+"""Variable that names a TOML file, whose table `store` holds settings."""
 MIB = 1024 * 1024
 _SCHEMES = ("redis://", "rediss://", "redis+cluster://", "rediss+cluster://", "unix://")
 
@@ -112,6 +120,19 @@ class Settings(BaseSettings):
     graceful_shutdown_s: int = Field(default=25, ge=1)
     """How long a stopping server lets open requests end."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before variables, variables before the file, the file before defaults."""
+        table = InitSettingsSource(settings_cls, init_kwargs=_table(os.environ.get(CONFIG)))
+        return init_settings, env_settings, table
+
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
@@ -167,12 +188,27 @@ def _check_scheme(url: str) -> None:
         raise ValueError(msg)
 
 
+def _table(path: str | None) -> dict[str, Any]:
+    """Return table `store` of the file that `ROUTEREPLAY_CONFIG` names."""
+    if not path:
+        return {}
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("store", {})
+    except (OSError, ValueError) as error:
+        msg = f"{CONFIG}={path}: {error}"
+        raise BadConfigFile(msg) from error
+    if not isinstance(table, dict):
+        msg = f"{CONFIG}={path}: `store` is no table; expected a line [store] and settings below"
+        raise BadConfigFile(msg)
+    return table
+
+
 def misspelt_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return variables that look like a misspelt setting, with the setting they resemble.
 
     The prefix is shared with the recorder, so a name that is merely unknown here says nothing.
     """
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    known = [CONFIG, *(PREFIX + name.upper() for name in Settings.model_fields)]
     found = {}
     for name in environ:
         if name.startswith(PREFIX) and name not in known:

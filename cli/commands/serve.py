@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from routereplay.cli.options import require
+from routereplay.cli.options import fail, require
 
 
 def command(
+    config: Annotated[
+        Path | None,
+        typer.Option(envvar="ROUTEREPLAY_CONFIG", help="TOML; its table [store] has settings."),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks one.")] = None,
     redis_url: Annotated[
@@ -40,9 +45,23 @@ def command(
             help="Take up certificates that are replaced.",
         ),
     ] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, as in ttl_s=3600."),
+    ] = None,
 ) -> None:
-    """Run the route store. Every setting is also a ROUTEREPLAY_ variable."""
-    given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
+    """Run the route store. A flag wins over a ROUTEREPLAY_ variable, that over --config."""
+    given: dict[str, Any] = {
+        name: value
+        for name, value in locals().items()
+        if value is not None and name not in ("config", "other")
+    }
+    for text in other or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            what = f"{text!r} sets nothing; expected NAME=VALUE, as in ttl_s=3600"
+            raise typer.BadParameter(what, param_hint="--set")
+        given[name.strip().lower()] = value
     if redis_url is not None and urlsplit(redis_url).password:
         what = (
             "whoever lists processes reads this password; put the URL into "
@@ -53,11 +72,16 @@ def command(
         require(package, "routereplay[sidecar]")
     from pydantic import ValidationError
 
+    from routereplay.sidecar.errors import BadConfigFile
     from routereplay.sidecar.server import serve
-    from routereplay.sidecar.settings import Settings
+    from routereplay.sidecar.settings import CONFIG, Settings
 
+    if config is not None:
+        os.environ[CONFIG] = str(config)
     try:
         settings = Settings(**given)
+    except BadConfigFile as error:
+        fail(error.code, error.message, as_json=False)
     except ValidationError as error:
         for found in error.errors(include_input=False, include_context=False):
             name = "_".join(str(part) for part in found["loc"]).upper()

@@ -20,6 +20,10 @@ def register() -> None:
         PatchError: this vLLM is not one that the recorder knows.
         ValueError: a `ROUTEREPLAY_` variable means nothing.
     """
+    if os.environ.get("ROUTEREPLAY_CONFIG"):
+        from routereplay.patches.vllm.config_file import fill
+
+        fill(os.environ)
     if not os.environ.get("ROUTEREPLAY_STORE_URL"):
         return
     if os.environ.get("ROUTEREPLAY_ENABLED", "1").strip().lower() in _OFF:

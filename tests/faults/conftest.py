@@ -83,7 +83,6 @@ def blackhole():
     """`heal = blackhole(port)`: packets to a port of this machine vanish."""
     needs.root()
     needs.program("nft")
-    rules = "table inet routereplay { chain out { type filter hook output priority 0; } }"
     made = []
 
     def nft(command):
@@ -95,8 +94,9 @@ def blackhole():
             nft("delete table inet routereplay")
 
     def cut(port):
-        nft(rules)
+        nft("add table inet routereplay")
         made.append(port)
+        nft("add chain inet routereplay out { type filter hook output priority 0; }")
         nft(f"add rule inet routereplay out tcp dport {port} drop")
         return heal
 

@@ -101,7 +101,7 @@ def test_b4_a_reset_shows_nothing_partial(verdict, store, proxy, tmp_path):
     for position in (0, 100, 250, 900):
         proxy.toxics, proxy.struck = Toxics(reset_response_at=position, once=True), 0
         with RouteStoreClient(proxy.url) as client:
-            verdict.wrong += (client.fetch_request("b4").experts != upload.experts).any()
+            verdict.wrong += int((client.fetch_request("b4").experts != upload.experts).any())
 
 
 @pytest.mark.fault("B6", "a byte of a request is flipped", injected="a proxy")
@@ -129,7 +129,7 @@ def test_b7_slices_of_one_byte_are_put_together(verdict, store, proxy):
         upload = make_upload("b7", seed=1)
         assert oracle.put(http, upload)
     with RouteStoreClient(proxy.url) as client:
-        verdict.wrong += (client.fetch_request("b7").experts != upload.experts).any()
+        verdict.wrong += int((client.fetch_request("b7").experts != upload.experts).any())
     verdict.acked = len(oracle.acked)
     verdict.lost, verdict.wrong = oracle.lost(store.http), verdict.wrong + oracle.wrong(store.http)
     verdict.load = "one record each way"
@@ -168,7 +168,7 @@ def test_b9_a_closed_idle_connection_is_no_error(verdict, store, proxy, tmp_path
         for _ in range(30):
             proxy.drop_connections()
             time.sleep(0.1)
-            verdict.wrong += (client.fetch_request("b9").experts != upload.experts).any()
+            verdict.wrong += int((client.fetch_request("b9").experts != upload.experts).any())
         report = loop.drain()
         judge(verdict, store.sidecar.url, loop)
     assert report["dropped"] == {}

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from support.toxic_proxy import ToxicProxy
 
 from routereplay.parity.tiny_moe import write_tiny_dense, write_tiny_moe
 from routereplay.parity.vllm_server import VllmServer
@@ -111,6 +112,9 @@ class Sink:
             self.drops.append(header)
             return FrameResult(status="noted")
         assert isinstance(header, Seal)
+        known = self.records.get((header.manifest.request_id, header.manifest.choice))
+        if known is not None and known.manifest == header.manifest:
+            return FrameResult(status="replayed")
         self._seal(header, payload)
         return FrameResult(status="sealed")
 
@@ -128,7 +132,7 @@ class Sink:
             self.problems.append(f"token digest of {manifest.request_id}")
         key = (manifest.request_id, manifest.choice)
         if key in self.records:
-            self.problems.append(f"{key} was sealed twice")
+            self.problems.append(f"{key} was sealed with other content")
         self.records[key] = Record(manifest, experts, np.frombuffer(payload, dtype="<i4"))
 
     def wait(self, request_id, choice=0, timeout_s=20.0):
@@ -249,8 +253,21 @@ def sink():
 
 
 @pytest.fixture(scope="session")
-def moe_server(moe_path, sink, plugin_path, tmp_path_factory):
-    environment = {"ROUTEREPLAY_STORE_URL": sink.url, "PYTHONPATH": plugin_path}
+def way(sink):
+    """What lies between the server and the sink: harmless unless a test says otherwise."""
+    with ToxicProxy(sink.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def moe_server(moe_path, way, plugin_path, tmp_path_factory):
+    environment = {
+        "ROUTEREPLAY_STORE_URL": way.url,
+        "ROUTEREPLAY_SPOOL_DIR": str(tmp_path_factory.mktemp("disk") / "spool"),
+        "ROUTEREPLAY_RETRY_CEILING_S": "1",
+        "ROUTEREPLAY_REQUEST_TIMEOUT_S": "2",
+        "PYTHONPATH": plugin_path,
+    }
     log_path = tmp_path_factory.mktemp("log") / "moe.log"
     with VllmServer(
         moe_path, log_path=log_path, environment=environment, arguments=CROWDED

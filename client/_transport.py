@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -50,7 +51,7 @@ class BlockingTransport:
             # The time that the store waits comes on top.
             timeout_s=self._timeout_s + call.wait_s,
             body=[call.body] if call.body else (),
-            headers=_content_type(call),
+            headers=_content_type(call) | _trace(),
             room=call.room or fresh,
         )
         if not 200 <= answer.status < 300:
@@ -131,7 +132,7 @@ class AsyncTransport:
             "url": call.path,
             "params": call.params,
             "content": call.body,
-            "headers": _content_type(call),
+            "headers": _content_type(call) | _trace(),
             "timeout": httpx.Timeout(
                 self._timeout_s + call.wait_s, connect=min(self._timeout_s, _CONNECT_TIMEOUT_S)
             ),
@@ -164,6 +165,17 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 def _content_type(call: Call) -> dict[str, str]:
     return {"Content-Type": "application/json"} if call.body else {}
+
+
+def _trace() -> dict[str, str]:
+    """Return the headers of the caller's OpenTelemetry trace, if he has one."""
+    if "opentelemetry.trace" not in sys.modules:
+        return {}
+    from opentelemetry import propagate
+
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
 
 
 def _key_from_environment() -> str | None:

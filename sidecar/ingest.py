@@ -167,7 +167,6 @@ class Ingest:
         request = SealRequest(key, record, content, entry, chunks, blobs)
         outcome = await self._index.seal(request)
         if outcome == "sealed" or outcome == "replayed":
-            logger.debug("%s %s choice %d: %d rows", outcome, *key[1:], manifest.rows)
             return FrameResult(status=outcome)
         raise _refusal(outcome, "seal", key)
 

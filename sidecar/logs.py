@@ -7,11 +7,13 @@ import logging
 import sys
 import time
 
+from routereplay.sidecar.tracing import LOG_FIELDS
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and what `extra=` adds."""
+    """One JSON object a line: time, level, logger, message, the trace, and what `extra=` adds."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return `record` as one line of JSON."""
@@ -22,6 +24,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line.update(LOG_FIELDS.get({}))
         line.update({k: v for k, v in vars(record).items() if k not in _STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -11,7 +14,12 @@ from routereplay.sidecar.api.problems import status_of
 from routereplay.sidecar.metrics import Metrics
 from routereplay.wire.errors import error_from_wire
 from routereplay.wire.frame import Frame
-from routereplay.wire.records import IngestResult
+from routereplay.wire.records import Drop, IngestResult, Seal
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 200
+"""Characters of a field in the log: what was refused may hold anything."""
 
 router = APIRouter(tags=["recorder"])
 
@@ -46,3 +54,17 @@ def _count(metrics: Metrics, result: IngestResult, frames: list[Frame]) -> None:
         metrics.ended(frame, outcome)
         if outcome.status == "refused":
             metrics.refused.labels(outcome.code).inc()
+            logger.info("refused: %s", outcome.message[:1000], extra=_ids(frame, code=outcome.code))
+        elif isinstance(frame.header, Drop):
+            reason = frame.header.reason[:_LONGEST]
+            logger.info("lost by its recorder: %s", reason, extra=_ids(frame, reason=reason))
+        elif isinstance(frame.header, Seal):
+            logger.debug("%s", outcome.status, extra=_ids(frame))
+
+
+def _ids(frame: Frame, **more: str) -> dict[str, Any]:
+    """Return what a log line says of a frame: whose it is, and never what is in it."""
+    header = frame.header.manifest if isinstance(frame.header, Seal) else frame.header
+    names = ("request_id", "trajectory_id", "choice", "engine_id")
+    found = {name: getattr(header, name) for name in names if hasattr(header, name)} | more
+    return {name: v[:_LONGEST] if isinstance(v, str) else v for name, v in found.items()}

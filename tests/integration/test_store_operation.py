@@ -94,12 +94,23 @@ def test_a_body_that_finds_no_room_is_sent_away_before_it_is_read(store):
     until(lambda: "routereplay_ingest_inflight_bytes 0.0" in store.get("/metrics").text)
 
 
-def test_the_log_is_json_without_payloads(store):
-    upload = store.put(make_upload("logged", seed=4))
+def test_the_log_is_json_with_ids_and_traces_and_without_payloads(store):
+    upload = store.put(make_upload("logged", seed=4, trajectory_id="logged-talk"))
+    trace = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+    store.http.get("/v1/requests/logged/routes?tokens=none", headers=trace)
+    store.post(make_upload("logged-lost", seed=5).drop_frame("queue_full"))
+
     lines = [json.loads(line) for line in store.sidecar.log().splitlines()]
 
     assert {"time", "level", "logger", "message"} <= set(lines[0])
-    assert any("logged" in line["message"] for line in lines)
+    (sealed,) = [
+        line for line in lines if (line["message"], line.get("request_id")) == ("sealed", "logged")
+    ]
+    assert (sealed["request_id"], sealed["trajectory_id"]) == ("logged", "logged-talk")
+    (refused,) = [line for line in lines if line.get("trace_id") and line.get("status") == "400"]
+    assert (refused["request_id"], refused["trace_id"]) == ("logged", "ab" * 16)
+    (lost,) = [line for line in lines if line.get("reason") == "queue_full"]
+    assert lost["request_id"] == "logged-lost"
     assert str(upload.token_ids.tolist())[1:-1] not in store.sidecar.log()
 
 

@@ -166,7 +166,10 @@ class Runtime:
         """Return what an operator wants to see of the engine."""
         with engine_errors():
             found_nodes = [await ask("INFO") for ask in await primaries(self._open_client())]
-        info = found_nodes[0]
+        info = found_nodes[0] | {
+            name: sum(int(node.get(name, 0)) for node in found_nodes)
+            for name in ("used_memory", "maxmemory")
+        }
         names = ("redis_version", "valkey_version", "used_memory", "maxmemory", "uptime_in_seconds")
         found = {name: info[name] for name in names if name in info}
         keyspace = info.get("db0")

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     redis_url: SecretStr | None = None
-    """`redis://`, `rediss://` or `unix://` of a Redis 7.0+ or Valkey; none: an embedded one."""
+    """`redis://`, `rediss://`, `redis+cluster://` or `unix://`; none: an embedded Valkey."""
     redis_url_file: Path | None = None
     """A file that holds such a URL, for one with a password."""
     durability: Literal["memory", "process", "disk", "replica"] = "process"

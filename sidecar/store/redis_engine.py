@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 import redis.asyncio
 from redis import exceptions as refusals
 from redis.asyncio.client import Pipeline
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterPipeline, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -61,8 +61,22 @@ class _BoundedPipeline(Pipeline):
             return await super().execute(raise_on_error)
 
 
+class _BoundedClusterPipeline(ClusterPipeline):
+    async def execute(
+        self, raise_on_error: bool = True, allow_redirections: bool = True
+    ) -> list[Any]:
+        async with asyncio.timeout(cast("_BoundedCluster", self.cluster_client).budget_s):
+            return await super().execute(raise_on_error, allow_redirections)
+
+
 class _BoundedCluster(RedisCluster):
     budget_s: float
+
+    def pipeline(
+        self, transaction: bool | None = None, shard_hint: str | None = None
+    ) -> ClusterPipeline:
+        # Always without a transaction: every value goes on its own.
+        return _BoundedClusterPipeline(self)  # type: ignore[abstract]
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         async with asyncio.timeout(self.budget_s):

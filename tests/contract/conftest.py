@@ -1,9 +1,16 @@
-"""One store a module and an engine: the embedded Valkey, and Debian's Redis."""
+"""One store a module and an engine: the embedded Valkey, and Debian's Redis.
+
+With ROUTEREPLAY_TEST_ENGINES=cluster, as ./scripts/faults does, one Valkey in cluster mode.
+"""
+
+import os
 
 import pytest
 from support.route_store import running_store
 
 ENGINES = ["embedded", pytest.param("redis7", marks=pytest.mark.redis)]
+if os.environ.get("ROUTEREPLAY_TEST_ENGINES") == "cluster":
+    ENGINES = ["cluster"]
 
 
 @pytest.fixture(scope="module", params=ENGINES)

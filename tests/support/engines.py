@@ -108,8 +108,11 @@ class Cluster:
     def __init__(self, folder: Path, primaries: int, replicas: int = 0) -> None:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", 1500)
         options += ("--cluster-replica-validity-factor", 0, "--repl-diskless-sync-delay", 0)
+        # The usual bus port, 10000 above the other, may be none at all.
+        self._buses = [free_port() for _ in range(primaries + replicas)]
         self.nodes = [
-            Engine(folder / f"node-{number}", *options) for number in range(primaries + replicas)
+            Engine(folder / f"node-{number}", *options, "--cluster-port", bus)
+            for number, bus in enumerate(self._buses)
         ]
         self._primaries = primaries
         self.url = f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
@@ -124,8 +127,8 @@ class Cluster:
                 "CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1
             )
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for node in self.nodes[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for node, bus in list(zip(self.nodes, self._buses, strict=True))[1:]:
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
         ids = [client.execute_command("CLUSTER", "MYID").decode() for client in clients]
 
         def known(client):

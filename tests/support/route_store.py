@@ -11,6 +11,7 @@ import redis
 
 from routereplay.wire import MEDIA_TYPE, Routes, decode_frame
 from routereplay.wire.routes import numpy_dtype
+from support.engines import Cluster
 from support.frames import Upload
 from support.store_processes import DebianRedis, Sidecar, find_redis_server
 
@@ -18,10 +19,12 @@ from support.store_processes import DebianRedis, Sidecar, find_redis_server
 class Store:
     """What a test holds of it."""
 
-    def __init__(self, sidecar: Sidecar, engine_path: str, debian: DebianRedis | None) -> None:
+    def __init__(
+        self, sidecar: Sidecar, engine: redis.Redis, debian: DebianRedis | None = None
+    ) -> None:
         self.sidecar = sidecar
         self.debian = debian
-        self.engine = redis.Redis(unix_socket_path=engine_path, protocol=2)
+        self.engine = engine
         self.http = httpx.Client(base_url=sidecar.url, timeout=30, trust_env=False)
 
     def post(self, body: bytes) -> httpx.Response:
@@ -72,7 +75,12 @@ def decode_routes(response: httpx.Response) -> tuple[Routes, list, list]:
 @contextlib.contextmanager
 def running_store(engine: str, folder, **settings: object):
     """A store on `engine` in `folder`."""
-    debian = None
+    debian = cluster = None
+    if engine == "cluster":
+        # One node with every slot: it has all the rules of a cluster.
+        cluster = Cluster(folder, primaries=1)
+        cluster.__enter__()
+        settings["redis_url"] = cluster.url
     if engine == "redis7":
         if find_redis_server() is None:
             pytest.skip("no redis-server on PATH or in $ROUTEREPLAY_TEST_REDIS_SERVER")
@@ -83,7 +91,12 @@ def running_store(engine: str, folder, **settings: object):
     store = None
     try:
         sidecar.start()
-        store = Store(sidecar, debian.path if debian else sidecar.embedded_socket(), debian)
+        if cluster is not None:
+            client = cluster.nodes[0].client()
+        else:
+            path = debian.path if debian else sidecar.embedded_socket()
+            client = redis.Redis(unix_socket_path=path, protocol=2)
+        store = Store(sidecar, client, debian)
         yield store
     finally:
         if store is not None:
@@ -91,3 +104,5 @@ def running_store(engine: str, folder, **settings: object):
         sidecar.stop()
         if debian is not None:
             debian.kill()
+        if cluster is not None:
+            cluster.__exit__()

@@ -79,6 +79,15 @@ def decoder_of(chunk: nn.Module) -> nn.Module | None:
     return decoder_of(language_model) if isinstance(language_model, nn.Module) else None
 
 
+def _has_second_decoder(chunk: nn.Module, decoder: nn.Module) -> bool:
+    """Whether `decoder` and another decoder of the chunk both hold routers."""
+    language_model = getattr(unwrap(chunk), "language_model", None)
+    twin = decoder_of(language_model) if isinstance(language_model, nn.Module) else None
+    return twin not in (None, decoder) and all(
+        any(isinstance(module, TopKRouter) for module in each.modules()) for each in (decoder, twin)
+    )
+
+
 def discover(chunks: Sequence[nn.Module], layer_map: Mapping[int, int] | None) -> Discovery:
     """Walk the decoders of `chunks`, collecting routers and everything that is wrong."""
     found = Discovery()
@@ -92,6 +101,12 @@ def discover(chunks: Sequence[nn.Module], layer_map: Mapping[int, int] | None) -
                 "`.language_model.decoder`; pass the model that Megatron-Core built"
             )
             continue
+        if _has_second_decoder(chunk, decoder):
+            found.reasons.append(
+                f"chunk {vp_stage}: {type(unwrap(chunk)).__name__} has both `.decoder` and "
+                "`.language_model.decoder`, and both hold routers: it was built twice, and "
+                "nothing says which one runs; delete the other, or pass the part that runs"
+            )
         config = getattr(decoder, "config", None) or getattr(unwrap(chunk), "config", None)
         routers = _routers(decoder, layer_map, found.reasons)
         found.chunks.append(FoundChunk(vp_stage, decoder, config, routers))

@@ -20,6 +20,21 @@ _KIMI_K2 = {
     "routed_scaling_factor": 2.827,
 }
 
+_GLM_355B = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "model_type": "glm4_moe",
+    "num_hidden_layers": 92,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 160,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "num_nextn_predict_layers": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+}
+
 CONFIG_JSON = {
     "Qwen3-30B-A3B": {
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -101,20 +116,8 @@ CONFIG_JSON = {
         "model_type": "kimi_k25",
         "text_config": _KIMI_K2,
     },
-    "GLM-4.5": {
-        "architectures": ["Glm4MoeForCausalLM"],
-        "model_type": "glm4_moe",
-        "num_hidden_layers": 92,
-        "first_k_dense_replace": 3,
-        "n_routed_experts": 160,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 8,
-        "num_nextn_predict_layers": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 2.5,
-    },
+    "GLM-4.5": _GLM_355B,
+    "GLM-4.6": _GLM_355B | {"max_position_embeddings": 202752},
     "GLM-4.5-Air": {
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",

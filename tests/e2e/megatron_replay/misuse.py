@@ -220,6 +220,30 @@ def router_that_does_not_ask():
     enable_router_replay(model)
 
 
+def two_decoders():
+    """A multimodal model whose language model was built again, and both are there."""
+    model = bench.build()
+    model.language_model = bench.build()
+    enable_router_replay(model)
+
+
+def weights_without_gradient():
+    """A release or fork that detaches the weights of replayed experts."""
+    from routereplay.patches.megatron import probe
+
+    original = probe.topk_routing_with_score_function
+
+    def detached(*args, **fields):
+        probs, routing_map = original(*args, **fields)
+        return probs.detach(), routing_map
+
+    probe.topk_routing_with_score_function = detached
+    try:
+        enable_router_replay(bench.build())
+    finally:
+        probe.topk_routing_with_score_function = original
+
+
 def everything_at_once():
     model = bench.build()
     model.config.moe_router_fusion = True

@@ -41,6 +41,8 @@ CASES = [
     ("layer_map_with_a_hole", UNSUPPORTED, "layer 4 (1-based) is not in layer_map"),
     ("router_of_another_class", UNSUPPORTED, "layers [3]"),
     ("router_that_does_not_ask", UNSUPPORTED, "executed other experts"),
+    ("weights_without_gradient", UNSUPPORTED, "carry no gradient"),
+    ("two_decoders", UNSUPPORTED, "both `.decoder` and `.language_model.decoder`"),
 ]
 
 

@@ -30,6 +30,7 @@ RELEASED = {
     "Kimi-K2": (61, (0,), 384, 8, "sigmoid", True, 2.827),
     "Kimi-K2.5": (61, (0,), 384, 8, "sigmoid", True, 2.827),
     "GLM-4.5": (92, (0, 1, 2), 160, 8, "sigmoid", True, 2.5),
+    "GLM-4.6": (92, (0, 1, 2), 160, 8, "sigmoid", True, 2.5),
     "GLM-4.5-Air": (46, (0,), 128, 8, "sigmoid", True, 1.0),
     "gpt-oss-20b": (24, (), 32, 4, "softmax", True, None),
     "MiniMax-M2": (62, (), 256, 8, "sigmoid", None, None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from routereplay.sidecar.version import package_version
+from routereplay.wire.errors import HTTP_STATUS
 from routereplay.wire.frame import Frame
 from routereplay.wire.records import Drop, FrameResult, Seal
 
@@ -115,6 +116,13 @@ class Metrics:
             "routereplay_info", "1, with the version.", ["version"], registry=self.registry
         )
         info.labels(package_version()).set(1)
+
+        # A series that begins with its first event has no growth that an alert could see.
+        for outcome in ("sealed", "incomplete", "invalid", "dropped"):
+            self.records.labels(outcome)
+        for error in HTTP_STATUS:
+            self.errors.labels(error.code)
+            self.refused.labels(error.code)
 
     def ended(self, frame: Frame, outcome: FrameResult) -> None:
         """Count what a seal or a drop made of a choice."""

@@ -175,6 +175,10 @@ def test_a_store_with_keys_asks_for_one_and_the_page_keeps_it_to_itself(browser,
         page.reload()
         page.wait_for_selector("text=Nothing is recorded yet")
 
+        # A link cannot carry the key: what it leads to is fetched and handed over.
+        with tab.context.expect_page() as opened:
+            page.click("text=Summary as JSON")
+        assert '"ready":true' in opened.value.inner_text("body")
         assert key not in page.content()
         assert [url for url in tab.asked if key in url] == []
         page.click("#forget")

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from routereplay.sidecar.metrics import Metrics
+from routereplay.wire.errors import HTTP_STATUS
+
 ROOT = Path(__file__).parents[2] / "monitoring"
 RULES = [
     rule
@@ -72,7 +75,7 @@ def test_a_query_asks_for_what_is_there(samples, name):
         kind, labels = samples[metric]
         assert {label for label, _ in re.findall(r'(\w+)(=~|!=|!~|=)"', matchers)} <= labels
         # A counter means nothing but by its growth, and a gauge has none.
-        assert bool(over_time) == (kind in ("counter", "histogram"))
+        assert bool(over_time) == (kind in ("counter", "histogram")) or " offset " in query
         known |= labels
     for grouped in re.findall(r"by \(([^)]*)\)", query):
         assert {label.strip() for label in grouped.split(",")} <= known
@@ -86,6 +89,15 @@ def test_every_metric_of_the_store_and_the_recorder_is_on_the_dashboard(samples)
     needless = {name for name in samples if name.endswith(("_sum", "_count"))}
 
     assert set(samples) - shown - needless == left_out
+
+
+def test_every_code_and_outcome_is_there_before_it_happens():
+    text = Metrics().render().decode()
+
+    for code in {error.code for error in HTTP_STATUS}:
+        assert f'routereplay_errors_total{{code="{code}"}} 0.0' in text
+        assert f'routereplay_ingest_refused_total{{code="{code}"}} 0.0' in text
+    assert 'routereplay_records_total{outcome="invalid"} 0.0' in text
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])

@@ -6,6 +6,7 @@ Without the recorder, the seal, the stitching or the replay a test here fails.
 """
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -97,6 +98,50 @@ def test_both_choices_of_a_request_equal_the_reference(checkpoint, episodes, tra
     for tokens in sequences:
         stitched = stitch(both, tokens, branches="allow")
         assert_rows_equal_the_reference(checkpoint, tokens, stitched.experts[:-1])
+
+
+def test_the_command_measures_both_engines_and_their_floors(server, store, checkpoint, tmp_path):
+    page = tmp_path / "parity.html"
+    command = [
+        *(sys.executable, "-m", "routereplay.cli", "parity", str(checkpoint)),
+        *("--vllm", server.base_url, "--served-name", "tiny", "--store", store.base_url),
+        *("--dtype", "float32", "--device", "cpu", "--max-tokens", "8", "--seeds", "2"),
+        *("--html", str(page), "--max-pct", "0.5", "--json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(done.stdout)
+    columns = facts["columns"]
+
+    assert set(columns) == {"vLLM again", "replay off", "replay on", "Megatron again"}
+    assert columns["replay on"]["rows_differ"] == 0.0
+    assert len(columns["replay off"]["layers_differ"]) == 3
+    # One arithmetic on both sides, so nothing but rounding is left.
+    assert 0.0 < columns["replay on"]["mae"] < 1e-3
+    assert columns["replay on"]["top20_kl"] < 1e-6
+    assert [one["seed"] for one in facts["by_sampling"]] == [0, 1]
+    assert facts["gates"] == {"limits": {"mean_abs_pct": 0.5, "top20_kl": 0.002}, "exceeded": []}
+    assert "within the limits" in page.read_text()
+
+
+def test_stored_trajectories_are_compared_with_what_the_engine_says_of_them_now(
+    server, store, trajectories
+):
+    from routereplay.client import RouteStoreClient
+    from routereplay.parity.measurement import Measured, sample_stored
+    from routereplay.parity.rollout import Engine
+
+    engine = Engine(server.base_url, "tiny")
+    with RouteStoreClient(store.base_url) as client:
+        sampling = sample_stored(engine, client, [trajectories[0].trajectory_id])
+    engine.close()
+    (rollout,) = sampling.rollouts
+    again = Measured([sampling], SHAPE).columns()["vLLM again"]
+
+    assert (rollout.token_ids == stitch(trajectories[0]).token_ids).all()
+    assert len(rollout.sampled.positions) == 3 * 16
+    assert (rollout.sampled.logprobs < 0).all()
+    assert again.mae < 1e-3
 
 
 def test_a_request_is_found_by_its_id_and_by_the_clients_own(server, store, checkpoint):

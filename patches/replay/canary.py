@@ -4,11 +4,13 @@ Recorded and live choice agree on about nine of ten experts when rows, layers an
 are right (Megatron-LM issue 4168), and by chance alone when one of them is wrong. Every
 count can be right while each row executes its neighbour's experts; only this tells.
 
-One router call of a step also runs its live top-k. Its choice is held against the
-recorded experts as they are, and against what they would be if a known bug had arranged
-them: one row early or late, the plane of the layer before or behind, batch-major rows.
-Sums go to pinned memory on their own and are read a step later, so nothing waits. Only
-the first reading is awaited, so that training on shifted rows never takes a step.
+In the first step every router also runs its live top-k once, later one router of a step.
+Its choice is held against the recorded experts as they are, and against what they would
+be if a known bug had arranged them: one row early or late, the plane of the layer before
+or behind, batch-major rows. The sums go to pinned memory on their own and are awaited at
+the end of the step: they were copied in the forward of its first microbatch, so a device
+that is busy with the backward does not go idle, and no gradient of a misrouted step is
+handed out.
 
 Shape legend: T rows, E experts, K topk, A arrangements, G stretches of rows.
 """
@@ -36,7 +38,7 @@ class _Pending(NamedTuple):
 
 
 class Canary:
-    """Compares one router call of every `every`-th step of one model chunk.
+    """Compares one router call of every `every`-th step of one model chunk, all in the first.
 
     Args:
         every: steps between comparisons; 0 never compares.
@@ -49,19 +51,20 @@ class Canary:
         self._step = 0
         self._looked = 0
         self._trusted = False
-        self._armed: int | None = None
+        self._armed: set[int] = set()
         self._pending: deque[_Pending] = deque()
 
     def begin_step(self) -> None:
-        """Choose the layer of this step whose next call is compared, or none."""
+        """Choose the layers of this step whose next call is compared, or none."""
         self._step += 1
-        self._armed = None
+        self._armed = set()
         if self._every and self._numbers and (self._step - 1) % self._every == 0:
-            self._armed = self._numbers[self._looked % len(self._numbers)]
+            one = self._numbers[self._looked % len(self._numbers)]
+            self._armed = {one} if self._trusted else set(self._numbers)
 
     def wants(self, layer_number: int) -> bool:
         """Whether the next call of this layer's router is the one to compare."""
-        return layer_number == self._armed
+        return layer_number in self._armed
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def compare(
@@ -73,7 +76,7 @@ class Canary:
         num_experts: int,
     ) -> None:
         """Start comparing a router's own choice `[rows, topk]` with plane `slot`."""
-        self._armed = None
+        self._armed.discard(layer_number)
         if not live_TK.numel():
             return
         found = arrangements(microbatch, slot)
@@ -87,6 +90,9 @@ class Canary:
             ]
         )
         counts_AT = torch.stack([arrangement.counts_T for arrangement in found])
+        # A row of somebody else's experts shares none with its own choice more often than one
+        # of its own ever does: the rows that share nothing say how many there are.
+        strange_AT = hits_AT.eq(0) & counts_AT
         stretches = min(max(live_TK.numel() // (2 * MIN_CHOICES), 1), _MAX_STRETCHES)
         comparison = Comparison(
             step=self._step,
@@ -95,6 +101,7 @@ class Canary:
             names=[arrangement.name for arrangement in found],
             hits_AG=_to_host(_sum_stretches(hits_AT * counts_AT, stretches)),
             rows_AG=_to_host(_sum_stretches(counts_AT, stretches)),
+            strange_AG=_to_host(_sum_stretches(strange_AT, stretches)),
         )
         copied = Fence(live_TK.device)
         copied.record()
@@ -102,32 +109,24 @@ class Canary:
         self._looked += 1
 
     def judge(self) -> list[CanaryReading]:
-        """Return the comparisons that are due at the end of a step, oldest first.
-
-        That of this step is due if it has arrived by itself, or if it is the first of
-        all; one of an earlier step always is.
+        """Return the comparisons of this step, once they have arrived.
 
         Raises:
             ReplayMisrouted: something else than "these are this token's experts" explains
                 the router's choice.
         """
         readings = []
-        while self._pending and self._is_due(self._pending[0]):
+        while self._pending:
             pending = self._pending.popleft()
             pending.copied.wait()
             readings.append(judged(pending.comparison))
-            self._trusted = True
+        self._trusted = self._trusted or bool(readings)
         return readings
 
     def forget(self) -> None:
         """Drop the comparison of a step that was not finished."""
-        self._armed = None
-        while self._pending and self._pending[-1].comparison.step == self._step:
-            self._pending.pop()
-
-    def _is_due(self, pending: _Pending) -> bool:
-        first = pending.comparison.step < self._step or not self._trusted
-        return first or pending.copied.has_passed()
+        self._armed = set()
+        self._pending.clear()
 
 
 def _sum_stretches(values_AT: torch.Tensor, stretches: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 
 from routereplay.client.packed import PackedRoutes
 from routereplay.patches.replay.errors import ReplayMismatch
+from routereplay.wire.routes import dtype_for, numpy_dtype
 
 
 def check_fits(
@@ -19,6 +20,12 @@ def check_fits(
     layers, and a layer that is MoE here and dense (an all-zero plane) in the record.
     """
     _, layers, recorded_topk = packed.experts.shape
+    if packed.experts.itemsize < numpy_dtype(dtype_for(packed.num_experts)).itemsize:
+        msg = (
+            f"routes of {packed.num_experts} experts come as {packed.experts.dtype}: ids past 255 "
+            "do not fit a byte, and wrap to others; record them as uint16"
+        )
+        raise ReplayMismatch(msg, dtype=packed.experts.dtype.name)
     if packed.num_experts != num_experts or recorded_topk != topk:
         msg = (
             f"the routes choose {recorded_topk} of {packed.num_experts} experts, the model "

@@ -77,7 +77,7 @@ class RouterReplay:
         Raises:
             ReplayIncomplete: with everything that is missing or left over.
             ReplayMisrouted: everything was executed, but for other tokens or layers than
-                it was recorded for; on CUDA known one step later, but for the first.
+                it was recorded for.
             ReplayStateError: a step is open already, or replay is disabled.
         """
         self._check_enabled("step()")

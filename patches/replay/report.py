@@ -42,6 +42,9 @@ class CanaryReading:
     """The same under each arrangement that a bug could have made of the rows."""
     worst: float
     """The lowest `overlap` of the stretches of rows that were judged one by one."""
+    strays: float = 0.0
+    """Estimated share of rows whose recorded experts are not theirs; 0 where K or E is too
+    small to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +63,4 @@ class StepReport:
     prefetched: int
     """Microbatches that `prefetch()` had staged, over all model chunks."""
     canary: tuple[CanaryReading, ...]
-    """Comparisons that were judged since the last report; on CUDA of the step before."""
+    """Comparisons of this step: of every layer in the first, of one later."""

@@ -102,6 +102,18 @@ def half_of_another_batch(experts, length):
     return wrong.reshape(experts.shape)
 
 
+def a_quarter_stale(experts, length):
+    wrong = experts.copy()
+    wrong[: len(wrong) // 4] = experts[-1]
+    return wrong
+
+
+def last_layer_drafted(experts, length):
+    wrong = experts.copy()
+    wrong[:, -1] = np.random.default_rng(1).random((len(wrong), EXPERTS)).argsort(-1)[:, :TOPK]
+    return wrong
+
+
 def mistake(name, length=256, drift=0.0, layer=None):
     """Return what the canary says about recorded routes that were mixed up."""
     model = build("full")

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from megatron_model import Batch, Size, build, model_parallel, pack, row_ids
 
 from routereplay.parity.megatron_cpu import megatron_on_cpu
+from routereplay.parity.sharding import SequenceParallelNorm
 from routereplay.patches.megatron import enable_router_replay
 
 SIZE = Size(4, 128, 8, 16, 4, 64, 256, 2, 64)
@@ -39,14 +40,6 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "ep2": {"expert_model_parallel_size": 2},
     "pp2": {"pipeline_model_parallel_size": 2},
 }
-
-
-class SequenceParallelNorm(torch.nn.RMSNorm):
-    """Megatron-Core's local norm refuses sequence parallelism; this one marks its weight."""
-
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_fields: Any) -> None:
-        super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
 
 
 def build_stage(layout: str, device: torch.device) -> Any:

@@ -15,7 +15,6 @@ from mutants.changes import repeated, stale, twice, zeroed
 from mutants.registry import mutant
 from mutants.world import EXPERTS, LENGTH
 from routereplay.client import PackedRoutes
-from routereplay.patches.megatron import enable_router_replay
 from routereplay.patches.replay.layer import LayerReplay
 
 # --- pack: the batch --------------------------------------------------------------------------
@@ -83,73 +82,41 @@ mutant("too few rows", "placement", seen="Megatron-Core 0.16.1", short=True)(
 # --- replay: the training step -----------------------------------------------------------------
 
 
-def _step(world, batch, *, begin=True, canary_every=1):
-    replay = enable_router_replay(world.model, canary_every=canary_every)
-    try:
-        with replay.step():
-            if begin:
-                replay.begin_microbatch(batch.packed, batch.row_ids)
-            w.forward_backward(world, batch)
-    finally:
-        replay.disable()
-        world.model.zero_grad(set_to_none=True)
-
-
 @mutant("a forward without its microbatch", "replay", short=True)
 def _(world, batch):
-    _step(world, batch, begin=False)
+    with w.step(world):
+        w.forward_backward(world, batch)
 
 
-@mutant("a pass that never comes back leaks its routes", "replay", seen="SkyRL#1908")
+@mutant(
+    "routes of a pass that never came back",
+    "replay",
+    seen="SkyRL#1908",
+)
 def _(world, batch):
-    replay = enable_router_replay(world.model)
-    try:
-        with replay.step():
-            replay.begin_microbatch(batch.packed, batch.row_ids)
-            w.forward_backward(world, batch)
-            replay.begin_microbatch(batch.packed, batch.row_ids)
-            w.score_packed(world.model, batch.token_ids, batch.cu_seqlens)
-            replay.begin_microbatch(batch.packed, batch.row_ids)
-    finally:
-        replay.disable()
+    with w.step(world) as replay:
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        w.forward_only(world, batch)
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        w.forward_backward(world, batch)
 
 
 @mutant("an old microbatch executed twice", "replay", seen="SkyRL#1908")
 def _(world, batch):
-    replay = enable_router_replay(world.model)
-    try:
-        with replay.step():
-            replay.begin_microbatch(batch.packed, batch.row_ids)
-            w.forward_backward(world, batch)
-            w.forward_backward(world, batch)
-    finally:
-        replay.disable()
-
-
-@mutant("the loss without its backward", "replay")
-def _(world, batch):
-    replay = enable_router_replay(world.model)
-    try:
-        with replay.step():
-            replay.begin_microbatch(batch.packed, batch.row_ids)
-            w.policy_loss_only(world, batch)
-    finally:
-        replay.disable()
+    with w.step(world) as replay:
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        w.forward_backward(world, batch)
+        w.forward_backward(world, batch)
 
 
 @mutant("live routing in the place of replay", "replay", seen="verl#7340")
 def _(world, batch):
-    """Another replay object stands on the routers: what was enabled never runs."""
-    replay = enable_router_replay(world.model)
-    try:
+    """Another object stands on the routers: what was enabled never runs."""
+    with w.step(world) as replay:
         for router in w.routers(world.model):
             router.router_replay = None
-        with replay.step():
-            replay.begin_microbatch(batch.packed, batch.row_ids)
-            w.forward_backward(world, batch)
-    finally:
-        replay.disable()
-        world.model.zero_grad(set_to_none=True)
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        w.forward_backward(world, batch)
 
 
 @mutant("rows of the layer before", "replay", seen="NeMo-RL#3903", short=True)
@@ -162,7 +129,7 @@ def _(world, batch):
 
     LayerReplay.__init__ = shifted
     try:
-        _step(world, batch)
+        w.train(world, batch)
     finally:
         LayerReplay.__init__ = original
 
@@ -176,7 +143,7 @@ def _(world, batch):
         with torch.no_grad():
             for router in routers:
                 router.weight.copy_(torch.randn(router.weight.shape, generator=generator))
-        _step(world, batch)
+        w.train(world, batch)
     finally:
         with torch.no_grad():
             for router, weight in zip(routers, kept, strict=True):

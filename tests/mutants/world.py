@@ -280,16 +280,23 @@ def pack(trajectories: list[Trajectory], conversations: list[Conversation]) -> B
     )
 
 
-def train(world: World, batch: Batch) -> None:
-    """One step of the trainer; what it hands out is a gradient."""
+@contextlib.contextmanager
+def step(world: World):
+    """A step of the trainer; if it ends, its gradients are handed out."""
     replay = enable_router_replay(world.model)
     try:
         with replay.step():
-            replay.begin_microbatch(batch.packed, batch.row_ids)
-            forward_backward(world, batch)
+            yield replay
     finally:
         replay.disable()
         world.model.zero_grad(set_to_none=True)
+
+
+def train(world: World, batch: Batch) -> None:
+    """Replay the batch as a trainer does."""
+    with step(world) as replay:
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        forward_backward(world, batch)
 
 
 def forward_backward(world: World, batch: Batch) -> None:
@@ -298,7 +305,7 @@ def forward_backward(world: World, batch: Batch) -> None:
     policy_gradient_packed(world.model, batch.token_ids, batch.cu_seqlens, advantages)
 
 
-def policy_loss_only(world: World, batch: Batch) -> None:
+def forward_only(world: World, batch: Batch) -> None:
     """Run forward with gradients, and never come back."""
     position_ids, mask, _ = packed_inputs(batch.token_ids, batch.cu_seqlens)
     world.model(batch.token_ids, position_ids, mask).float().mean()

@@ -8,16 +8,10 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 
+from routereplay.parity.sharding import SequenceParallelNorm
+
 EXPERT = re.compile(r"(.*\.local_experts\.)(\d+)(\..*)")
 LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
-
-
-class SequenceParallelNorm(torch.nn.RMSNorm):
-    """The local norm refuses sequence parallelism; this one marks its weight as Megatron does."""
-
-    def __init__(self, config, hidden_size, eps=1e-5, **_fields):
-        super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
 
 
 class TokenWiseAttention(torch.nn.Module):

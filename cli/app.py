@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from routereplay.cli.commands import (
+    bench,
     demo,
     doctor,
     get,
@@ -35,6 +36,7 @@ for module in (
     get,
     parity,
     size,
+    bench,
     demo,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.command)

@@ -114,6 +114,17 @@ def test_many_ids_are_got_at_once(store, tmp_path):
         assert np.array_equal(arrays[f"experts_{index}"], upload.experts)
 
 
+def test_bench_measures_and_leaves_nothing_behind(store):
+    size = ("--shape", "4x2x300", "--tokens", 300, "--records", 6)
+
+    answer = run("bench", *size, "--json", "--store", store.sidecar.url)
+
+    found = json.loads(answer.stdout)
+    assert {name: phase["calls"] for name, phase in found.items()} == dict.fromkeys(found, 6)
+    assert found["fetch"]["bytes_per_s"] > 0
+    assert not [r for r in store.get("/v1/requests").json()["requests"] if "bench" in r["model"]]
+
+
 def test_get_says_what_is_wrong_and_fails(store):
     answer = run("get", "never-seen", "--store", store.sidecar.url)
 

@@ -14,7 +14,8 @@ from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.metrics import Metrics
 from routereplay.patches.vllm.record import ModelFacts
 from routereplay.patches.vllm.recorder import Recorder
-from routereplay.patches.vllm.releases import TOPK_OF_CONFIG, installed_release
+from routereplay.patches.vllm.refusals import check_output_processor
+from routereplay.patches.vllm.releases import PROMPT_START_AT_END, TOPK_OF_CONFIG, installed_release
 from routereplay.patches.vllm.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -87,9 +88,14 @@ def attach(
     output_processor: Any, facts: ModelFacts, model_config: Any, *, keep_native: bool
 ) -> Canary | None:
     """Make `output_processor` record; returns the canary of its engine, if there is one."""
+    check_output_processor(output_processor)
     exporter = process_exporter()
     recorder = Recorder(
-        facts, exporter, keep_native=keep_native, only_new_rows=exporter.only_new_rows
+        facts,
+        exporter,
+        keep_native=keep_native,
+        only_new_rows=exporter.only_new_rows,
+        may_leave_out_all=installed_release().has(PROMPT_START_AT_END),
     )
     setattr(output_processor, RECORDER, recorder)
     logger.info(

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from routereplay.patches._patch import Function, Patch
+from routereplay.patches.vllm.refusals import check_engine
 from routereplay.patches.vllm.releases import AUX_OUTPUT, installed_release
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def _capture_routes(original: Function) -> Function:
     def create_model_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         model_config = original(self, *args, **kwargs)
         if model_config.is_moe and model_config.runner_type == "generate":
+            check_engine(self, installed_release())
             section = capture_section(self, model_config)
             if not section.enable_return_routed_experts:
                 section.enable_return_routed_experts = True

@@ -74,7 +74,10 @@ def _refuse_rust_frontend() -> None:
 
 
 def _join_logging() -> None:
-    """Let our lines come out where vLLM's do: it gives handlers to its own logger only."""
-    ours, vllms = logging.getLogger("routereplay"), logging.getLogger("vllm")
-    if vllms.handlers and not (ours.handlers or logging.getLogger().handlers):
-        ours.parent = vllms
+    """Let our lines come out where vLLM's do: it gives handlers to its own logger only.
+
+    Some releases configure it after their plugins are loaded.
+    """
+    ours = logging.getLogger("routereplay")
+    if not (ours.handlers or logging.getLogger().handlers):
+        ours.parent = logging.getLogger("vllm")

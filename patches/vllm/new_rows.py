@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from routereplay.patches.vllm.prefix import KnownPrefixes, Lineage, ParentId, Shared
@@ -34,7 +34,12 @@ class NewRows:
         self._weight_version = ""
 
     def begin(
-        self, known: KnownPrefixes, request: Any, state: Any, info: RecordInfo
+        self,
+        known: KnownPrefixes,
+        request: Any,
+        state: Any,
+        info: RecordInfo,
+        extra_args: Mapping[str, Any],
     ) -> tuple[RecordInfo, Lineage | None]:
         """Tell the engine which rows to leave out of `request`, before it has the request.
 
@@ -44,7 +49,7 @@ class NewRows:
         """
         if not self._enabled or info.row_start or getattr(request, "mm_features", None):
             return info, None
-        given = (request.sampling_params.extra_args or {}).get("policy_version")
+        given = extra_args.get("policy_version")
         policy = str(given) if isinstance(given, str | int) else ""
         lineage = Lineage(info.engine_id, info.model_name, policy, self._weight_version)
         shared = self._of_first_choice(state, info)

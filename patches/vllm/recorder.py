@@ -6,6 +6,7 @@ step is a few look-ups and an append, about 1 us, whatever the size of its rows.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.guard import Guard
+from routereplay.patches.vllm.headers import asked_in_headers
 from routereplay.patches.vllm.identity import Ordinals, client_id, is_beam, trajectory_id
 from routereplay.patches.vllm.ledger import Stats
 from routereplay.patches.vllm.new_rows import NewRows
@@ -33,6 +35,7 @@ from routereplay.wire.records import FinishReason
 logger = logging.getLogger(__name__)
 
 _YES = frozenset({"1", "true", "yes"})
+_NO = frozenset({"0", "false", "no"})
 
 
 Taken: TypeAlias = list[tuple[OpenRecord, np.ndarray, int]]
@@ -47,6 +50,7 @@ class Recorder:
         exporter: brings rows to the store.
         keep_native: leave the rows in vLLM's own outputs as well.
         only_new_rows: leave out rows that an earlier turn or choice has.
+        may_leave_out_all: this release survives a request that leaves out its whole prompt.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Recorder:
         *,
         keep_native: bool,
         only_new_rows: bool = True,
+        may_leave_out_all: bool = True,
     ) -> None:
         self.engine_id = new_engine_id()
         self._model = model
@@ -65,6 +70,7 @@ class Recorder:
         self._probes: dict[str, list[np.ndarray]] = {}
         self._refused = ""
         self._ordinals = Ordinals()
+        self._may_leave_out_all = may_leave_out_all
         self._new_rows = NewRows(enabled=only_new_rows)
         self._uploads = itertools.count()
         self._guard = Guard(logger, exporter.ledger.internal_error, self._switched_off)
@@ -127,15 +133,18 @@ class Recorder:
         params = request.sampling_params
         if params is None or request.request_id in self._open:
             return
-        extra_args = params.extra_args or {}
+        extra_args = {**asked_in_headers(), **(params.extra_args or {})}
         asked = str(extra_args.get("return_routed_experts", "")).lower() in _YES
+        self._keep_engine_alive(request)
         info = self._info(request, state, extra_args)
         strip = not (asked or self._keep_native)
-        reason = _why_not(request)
+        reason = _why_not(request, extra_args)
         shown = self._probes.pop(request.external_req_id, None)
         lineage = None
         if strip and not reason and shown is None and not self._refused:
-            info, lineage = self._new_rows.begin(self._exporter.known, request, state, info)
+            info, lineage = self._new_rows.begin(
+                self._exporter.known, request, state, info, extra_args
+            )
             if info.parent is not None:
                 self._exporter.ledger.happened("left_out", info.row_start)
         record = OpenRecord(info, state, extra_args=extra_args, strip=strip, lineage=lineage)
@@ -151,11 +160,21 @@ class Recorder:
                 self._lose(record, self._refused)
         self._open[request.request_id] = record
 
+    def _keep_engine_alive(self, request: Any) -> None:
+        """Some releases end the engine if a request leaves out all rows of its prompt."""
+        params = request.sampling_params
+        last = len(request.prompt_token_ids or ()) - 1
+        if (params.routed_experts_prompt_start or 0) > last and not self._may_leave_out_all:
+            params = copy.copy(params)
+            params.routed_experts_prompt_start = max(last, 0)
+            request.sampling_params = params
+
     def _info(self, request: Any, state: Any, extra_args: dict[str, Any]) -> RecordInfo:
         parent = state.parent_req
         samples = parent.sampling_params.n if parent is not None else 1
         client = client_id(request.external_req_id, state.request_index, samples, self.engine_id)
-        trajectory = trajectory_id(getattr(request, "session_id", None), extra_args)
+        session = getattr(request, "session_id", None) or extra_args.get("session_id")
+        trajectory = trajectory_id(session, extra_args)
         adapter = request.lora_request
         return RecordInfo(
             upload_id=f"{self.engine_id}.{next(self._uploads)}",
@@ -296,8 +315,10 @@ def _without_surplus(
     return record, rows_TLK[:due], due
 
 
-def _why_not(request: Any) -> str:
-    """Return why a request cannot be recorded, or the empty string."""
+def _why_not(request: Any, extra_args: Mapping[str, Any]) -> str:
+    """Return why a request is not recorded, or the empty string."""
+    if str(extra_args.get("record_routes", "")).lower() in _NO:
+        return "opted_out"
     if request.prompt_embeds is not None or not request.prompt_token_ids:
         return "prompt_embeds"
     if request.resumable:

@@ -60,6 +60,11 @@ SURPLUS_TRIMMED = Since(
     (0, 32), "Tokens that speculative decoding brought past a stop string are taken back."
 )
 WEIGHT_VERSIONS = Since((0, 32), "The engine numbers its weights and says which made a token.")
+DBO_OFFSET = Since(
+    (0, 33),
+    "With dual batch overlap each half of a batch has rows of its own. Before, both were "
+    "captured into the same.",
+)
 
 DIFFERENCES: tuple[Since, ...] = (
     DRAFT_LAYERS_APART,
@@ -70,6 +75,7 @@ DIFFERENCES: tuple[Since, ...] = (
     AUX_OUTPUT,
     SURPLUS_TRIMMED,
     WEIGHT_VERSIONS,
+    DBO_OFFSET,
 )
 
 

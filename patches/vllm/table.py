@@ -75,6 +75,14 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         ),
         reason="sizes of the routes",
     ),
+    Requirement(
+        target="vllm.engine.arg_utils:EngineArgs",
+        names=(
+            *("pipeline_parallel_size", "kv_transfer_config", "speculative_config"),
+            "enable_prefix_caching",
+        ),
+        reason="engines that cannot be recorded",
+    ),
 )
 
 LATER_REQUIREMENTS: tuple[tuple[Since, Requirement], ...] = (

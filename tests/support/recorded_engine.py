@@ -22,6 +22,7 @@ class Handed:
     def __init__(self):
         self.ledger = Ledger(Settings("http://store"))
         self.known = KnownPrefixes()
+        self.opened = {}
         self.sources = {}
         self.seals = {}
         self.drops = {}
@@ -29,6 +30,7 @@ class Handed:
         self.broken = False
 
     def open(self, info, source):
+        self.opened[info.client.request_id, info.client.choice] = info
         self.sources[info.client.request_id, info.client.choice] = source
 
     def admit(self, arrays, rows, nbytes):
@@ -51,11 +53,9 @@ class Handed:
 class Engine:
     """The part of vLLM's output processor that the hooks look at."""
 
-    def __init__(self, keep_native=False, only_new_rows=True):
+    def __init__(self, keep_native=False, **options):
         self.handed = Handed()
-        self.recorder = Recorder(
-            MODEL, self.handed, keep_native=keep_native, only_new_rows=only_new_rows
-        )
+        self.recorder = Recorder(MODEL, self.handed, keep_native=keep_native, **options)
         self.states = {}
         self.requests = {}
         self._left_out = {}

@@ -1,7 +1,11 @@
 """What the recorder hands on, for each way in which vLLM's requests come and go."""
 
+import asyncio
+
 import pytest
 from support.recorded_engine import Engine, parent_of
+
+from routereplay.patches.vllm.headers import RouteHeaders
 
 
 @pytest.fixture
@@ -230,3 +234,57 @@ def test_a_default_weight_version_gives_way_to_the_requests_own(engine):
 
     _, ending = engine.handed.seals["chatcmpl-a", 0]
     assert [(s.version, s.start, s.stop) for s in ending.policy_versions] == [("12", 0, 4)]
+
+
+@pytest.mark.parametrize("refusal", ["0", 0, "false", "No"])
+def test_a_request_that_opts_out_is_counted_and_not_recorded(engine, refusal):
+    request = engine.add("cmpl-a", extra_args={"record_routes": refusal})
+    output = engine.step(request, 3, finish="length")
+
+    assert output.routed_experts is None
+    assert engine.handed.sources == {}
+    assert engine.handed.ledger.stats().not_recorded == {"opted_out": 1}
+
+
+def serve(engine, headers, **request):
+    async def app(scope, receive, send):
+        await asyncio.create_task(admit())
+
+    async def admit():
+        engine.add("chatcmpl-a", **request)
+
+    sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(RouteHeaders(app)({"type": "http", "headers": sent}, None, None))
+
+
+def test_headers_reach_the_record_through_the_tasks_of_their_request(engine):
+    serve(engine, {"x-trajectory-id": "episode-1", "x-policy-version": "step-7"})
+    engine.step("0_chatcmpl-a-internal", 3, finish="length")
+
+    info, ending = engine.handed.seals["chatcmpl-a", 0]
+    assert info.trajectory_id == "episode-1"
+    assert [span.version for span in ending.policy_versions] == ["step-7"]
+
+
+def test_a_field_of_the_body_wins_over_its_header(engine):
+    serve(engine, {"x-trajectory-id": "header"}, extra_args={"trajectory_id": "body"})
+    engine.step("0_chatcmpl-a-internal", 3, finish="length")
+
+    assert engine.handed.seals["chatcmpl-a", 0][0].trajectory_id == "body"
+
+
+def test_the_headers_of_one_request_are_not_those_of_the_next(engine):
+    serve(engine, {"x-trajectory-id": "episode-1"})
+    other = engine.add("chatcmpl-b")
+    engine.step(other, 3, finish="length")
+
+    assert engine.handed.seals["chatcmpl-b", 0][0].trajectory_id is None
+
+
+@pytest.mark.parametrize(("may", "start"), [(True, 3), (False, 2)])
+def test_leaving_out_a_whole_prompt_is_cut_where_it_would_end_the_engine(may, start):
+    engine = Engine(may_leave_out_all=may)
+    request = engine.add("cmpl-a", prompt=(1, 2, 3), row_start=3)
+
+    assert engine.requests[request].sampling_params.routed_experts_prompt_start == start
+    assert engine.handed.opened["cmpl-a", 0].row_start == start

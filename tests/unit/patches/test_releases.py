@@ -18,6 +18,8 @@ from routereplay.patches.vllm.releases import (
 )
 from routereplay.patches.vllm.table import requirements
 
+PLAIN = {"kv_transfer_config": None, "speculative_config": None, "enable_prefix_caching": None}
+
 
 @pytest.fixture
 def install(monkeypatch):
@@ -67,7 +69,7 @@ def test_every_difference_lies_within_the_supported_range():
 def test_capture_is_switched_on_where_this_release_has_the_switch(install, version):
     install(version)
     model, section = a_model(), SimpleNamespace(enable_return_routed_experts=False)
-    arguments = SimpleNamespace(aux_output_config=section)
+    arguments = SimpleNamespace(aux_output_config=section, **PLAIN)
 
     CAPTURE_ROUTES.wrapper(lambda self: model)(arguments)
 

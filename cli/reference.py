@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from routereplay.cli import compatibility
 from routereplay.cli.command_reference import command_page
 from routereplay.patches._patch import Requirement
 from routereplay.patches.vllm.releases import BEFORE, DIFFERENCES, FIRST
@@ -61,7 +62,11 @@ def patches_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"patches.md": patches_page, "command.md": command_page}
+PAGES = {
+    "patches.md": patches_page,
+    "compatibility.md": compatibility.page,
+    "command.md": command_page,
+}
 
 
 def main(folder: str) -> None:

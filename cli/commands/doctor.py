@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from routereplay.cli.options import DEFAULT_STORE, AsJson, StoreUrl, print_json
 
 
-def command(as_json: AsJson = False, store: StoreUrl = DEFAULT_STORE) -> None:
-    """Check what is installed here: versions, whether each patch fits, the store."""
-    from routereplay.cli.diagnosis import diagnose, render
+def command(
+    as_json: AsJson = False,
+    store: StoreUrl = DEFAULT_STORE,
+    server: Annotated[
+        str | None, typer.Option(help="Address of a running vLLM server to look at.")
+    ] = None,
+    flags: Annotated[
+        str, typer.Option(help="Flags of a `vllm serve` to look at, as one argument.")
+    ] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as well.")] = False,
+) -> None:
+    """Check this machine: versions, each patch, flags, the store, its clock, the disk.
 
-    findings = diagnose(store)
+    Status 0: nothing failed. 1: something did, or with --strict was warned of.
+    """
+    from routereplay.cli.diagnosis import as_data, diagnose
+    from routereplay.cli.findings import render
+
+    findings = diagnose(store, server, flags)
     if as_json:
-        print_json(findings)
+        print_json(as_data(findings))
     else:
         typer.echo(render(findings))
-    raise typer.Exit(0 if findings["ok"] else 1)
+    bad = {"failed", "warning"} if strict else {"failed"}
+    raise typer.Exit(1 if any(found.state in bad for found in findings) else 0)

@@ -29,6 +29,7 @@ CROWDED = (
 )
 """A small cache and small steps: prompts come in chunks, and requests are preempted. Requests
 must have no seed: vLLM's CPU worker dies of one whose prompt comes in chunks (0.30)."""
+MIDDLEWARE = ("--middleware", "routereplay.patches.vllm.headers.RouteHeaders")
 
 
 class Record:
@@ -138,6 +139,13 @@ class Sink:
     def wait(self, request_id, choice=0, timeout_s=20.0):
         return self.wait_for(lambda: self.records.get((request_id, choice)), timeout_s)
 
+    def wait_drop(self, request_id, timeout_s=20.0):
+        """Return the note that a request was lost."""
+        return self.wait_for(
+            lambda: next((drop for drop in self.drops if drop.request_id == request_id), None),
+            timeout_s,
+        )
+
     def wait_for(self, look, timeout_s=20.0):
         deadline = time.monotonic() + timeout_s
         with self._arrived:
@@ -188,8 +196,16 @@ class Api:
     """A plain HTTP client of the server."""
 
     def __init__(self, server):
+        self._server = server
         self.http = httpx.Client(base_url=server.base_url, trust_env=False, timeout=120.0)
         self.model = server.served_name
+
+    def fresh(self):
+        """Return another client, on a connection of its own."""
+        return Api(self._server)
+
+    def close(self):
+        self.http.close()
 
     def post(self, path, headers=None, **body):
         body = {"model": self.model, "temperature": 0, "ignore_eos": True} | body
@@ -260,18 +276,28 @@ def way(sink):
 
 
 @pytest.fixture(scope="session")
-def moe_server(moe_path, way, plugin_path, tmp_path_factory):
+def start(moe_path, sink, plugin_path, tmp_path_factory):
+    """`start("--flag", ...)`: a server of the tiny model that records to the sink."""
+
+    def server(*arguments, **environment):
+        variables = {"ROUTEREPLAY_STORE_URL": sink.url, "PYTHONPATH": plugin_path, **environment}
+        log_path = tmp_path_factory.mktemp("log") / "moe.log"
+        return VllmServer(moe_path, log_path=log_path, environment=variables, arguments=arguments)
+
+    return server
+
+
+@pytest.fixture(scope="session")
+def moe_server(start, way, release, tmp_path_factory):
+    # Tokens in, tokens out is an endpoint that later releases have behind a flag.
+    flags = ("--enable-scale-out",) if release.numbers >= (0, 30) else ()
     environment = {
         "ROUTEREPLAY_STORE_URL": way.url,
         "ROUTEREPLAY_SPOOL_DIR": str(tmp_path_factory.mktemp("disk") / "spool"),
         "ROUTEREPLAY_RETRY_CEILING_S": "1",
         "ROUTEREPLAY_REQUEST_TIMEOUT_S": "2",
-        "PYTHONPATH": plugin_path,
     }
-    log_path = tmp_path_factory.mktemp("log") / "moe.log"
-    with VllmServer(
-        moe_path, log_path=log_path, environment=environment, arguments=CROWDED
-    ) as server:
+    with start(*CROWDED, *MIDDLEWARE, *flags, **environment) as server:
         yield server
 
 

@@ -1,0 +1,168 @@
+"""The doctor's look at the vLLM that is installed here, its environment and its flags."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from routereplay.cli.findings import Finding, failed, ok, warning
+
+_OFF = frozenset({"0", "false", "no", "off"})
+
+
+def check_vllm(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what stands between the installed vLLM and its routes."""
+    try:
+        installed = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        yield ok("vllm", "not installed here; nothing to patch")
+        return
+    from routereplay.patches.vllm.releases import BEFORE, FIRST, Release
+
+    release = Release.of(installed)
+    supported = ">={}.{},<{}.{}".format(*FIRST, *BEFORE)
+    if FIRST <= release.numbers < BEFORE:
+        yield ok("vllm.release", f"vllm {installed}; supported are {supported}")
+    else:
+        yield failed(
+            "vllm.release",
+            f"vllm {installed}; supported are {supported}",
+            "install a supported vLLM, or set ROUTEREPLAY_ALLOW_UNTESTED=1 if every patch fits",
+        )
+    yield from _patches(installed)
+    yield from _environment(environ, release)
+
+
+def check_flags(flags: str) -> Iterator[Finding]:
+    """Yield what of a command line of `vllm serve` would be refused, or records nothing."""
+    from routereplay.patches.vllm.refusals import refusals_of
+    from routereplay.patches.vllm.releases import BEFORE, Release
+
+    try:
+        release = Release.of(importlib.metadata.version("vllm"))
+    except importlib.metadata.PackageNotFoundError:
+        release = Release(BEFORE)
+    try:
+        args = _parse(flags)
+    except (argparse.ArgumentError, ValueError) as error:
+        yield failed("flags", f"cannot be read: {error}", "quote them as one argument")
+        return
+    found = [
+        failed("flags", f"{refusal.name}: {refusal.reason}", refusal.way_out)
+        for refusal in refusals_of(args, release)
+    ]
+    yield from found or [ok("flags", "none of them would break capture")]
+
+
+def _patches(installed: str) -> Iterator[Finding]:
+    from routereplay.cli.surface import load_snapshot, surface_of, unseen_bodies
+    from routereplay.patches._probe import check_requirement, probe
+    from routereplay.patches._surface import source_below
+    from routereplay.patches.errors import PatchError
+    from routereplay.patches.vllm.releases import Release
+    from routereplay.patches.vllm.table import PATCHES, requirements
+
+    module = _import_quietly("vllm")
+    folder = Path(module.__file__).parents[1]
+    unseen = unseen_bodies(surface_of(source_below(folder), installed), load_snapshot())
+    for patch in PATCHES:
+        try:
+            probe(patch)
+        except PatchError as error:
+            yield failed(patch.name, error.message, "install a supported vLLM")
+            continue
+        if patch.name in unseen:
+            yield warning(
+                patch.name,
+                f"fits {patch.target}, whose body is that of no released vLLM",
+                "somebody changed this vLLM; the canary decides whether routes are real",
+            )
+        else:
+            yield ok(patch.name, f"fits {patch.target}")
+    missing = []
+    for needed in requirements(Release.of(installed)):
+        try:
+            check_requirement(needed)
+        except PatchError as error:
+            missing.append(error.message)
+    if missing:
+        yield failed("vllm.names", "; ".join(missing), "install a supported vLLM")
+    else:
+        yield ok("vllm.names", "every name that the patches read is there")
+
+
+def _environment(environ: Mapping[str, str], release: Any) -> Iterator[Finding]:
+    from routereplay.patches.vllm.releases import AUX_OUTPUT
+    from routereplay.patches.vllm.settings import Settings
+
+    points = importlib.metadata.entry_points(group="vllm.general_plugins", name="routereplay")
+    if not points:
+        yield failed(
+            "plugin", "vLLM will not find the recorder", "install routereplay in this environment"
+        )
+    allowed = environ.get("VLLM_PLUGINS")
+    if allowed is not None and "routereplay" not in allowed.split(","):
+        yield failed(
+            "VLLM_PLUGINS",
+            f"is {allowed!r}: vLLM loads only what it lists",
+            "add routereplay to the list, or unset it",
+        )
+    if environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
+        yield failed(
+            "VLLM_USE_RUST_FRONTEND", "requests would pass by the Python front end", "unset it"
+        )
+    if environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0" and release.has(AUX_OUTPUT):
+        yield failed("VLLM_USE_V2_MODEL_RUNNER", "the V1 runner captures nothing", "unset it")
+    if environ.get("ROUTEREPLAY_ENABLED", "1").strip().lower() in _OFF:
+        yield warning("ROUTEREPLAY_ENABLED", "the recorder is off", "unset it to record")
+    if not environ.get("ROUTEREPLAY_STORE_URL"):
+        yield warning(
+            "ROUTEREPLAY_STORE_URL",
+            "is not set in this environment: a vLLM that starts here records nothing",
+            "set it to the store's address",
+        )
+        return
+    try:
+        Settings.from_env(environ)
+    except ValueError as error:
+        yield failed("settings", str(error), "docs/operating.md lists every variable")
+
+
+def _parse(flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int)
+    parser.add_argument("--decode-context-parallel-size", "-dcp", type=int)
+    parser.add_argument("--prefill-context-parallel-size", "-pcp", type=int)
+    parser.add_argument("--kv-transfer-config", type=json.loads)
+    parser.add_argument("--speculative-config", type=json.loads)
+    parser.add_argument("--enable-dbo", action="store_true")
+    parser.add_argument(
+        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None
+    )
+    given = [flag.replace("_", "-") if flag.startswith("--") else flag for flag in _split(flags)]
+    return parser.parse_known_args(given)[0]
+
+
+def _split(flags: str) -> Iterator[str]:
+    """Yield words; `--flag=value` is two, so that only flags are spelled anew."""
+    for word in shlex.split(flags):
+        yield from word.split("=", 1) if word.startswith("--") else [word]
+
+
+def _import_quietly(name: str) -> Any:
+    """Import a package that logs to standard output, where --json must be alone."""
+    level = os.environ.get("VLLM_LOGGING_LEVEL")
+    os.environ["VLLM_LOGGING_LEVEL"] = level or "ERROR"
+    try:
+        return importlib.import_module(name)
+    finally:
+        # Our own child processes log as before.
+        if level is None:
+            del os.environ["VLLM_LOGGING_LEVEL"]

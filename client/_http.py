@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -84,14 +85,21 @@ class Connections:
         body: Sequence[Buffer] = (),
         headers: Mapping[str, str] | None = None,
         room: Room = fresh,
+        body_s: float | None = None,
     ) -> Answer:
         """Send a request and receive its answer; a good answer's body is received into `room`.
 
         An idle connection that the server has closed meanwhile is replaced once, so only
         requests that may be repeated are to be sent.
 
+        Args:
+            method, target, body, headers: the request; `body` is sent from where it is.
+            timeout_s: longest silence, both ways.
+            room: memory for the answer.
+            body_s: longest time for all of the answer's body.
+
         Raises:
-            StoreTimeout: nothing was sent or received for `timeout_s`.
+            StoreTimeout: nothing was sent or received for `timeout_s`, or `body_s` is over.
             StoreUnreachable: no connection, or it broke.
         """
         while True:
@@ -104,7 +112,7 @@ class Connections:
                     continue
                 raise self._error(error) from error
             try:
-                answer = Answer(response.status, response.headers, _body(response, room))
+                answer = Answer(response.status, response.headers, _body(response, room, body_s))
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 raise self._error(error) from error
@@ -190,10 +198,12 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _body(response: http.client.HTTPResponse, room: Room) -> memoryview:
+def _body(response: http.client.HTTPResponse, room: Room, body_s: float | None) -> memoryview:
+    ends_at = None if body_s is None else time.monotonic() + body_s
     length = response.length
     if length is None:
-        return memoryview(response.read())
+        # Chunked, or until the end: from something that is not the store.
+        return memoryview(response.read(_LONGEST_REFUSAL))
     # A refusal is read whatever room there is: it says why.
     is_good = 200 <= response.status < 300
     view = room(length) if is_good else fresh(min(length, _LONGEST_REFUSAL))
@@ -204,6 +214,9 @@ def _body(response: http.client.HTTPResponse, room: Room) -> memoryview:
             msg = f"the connection ended after {done} of {length} bytes"
             raise http.client.HTTPException(msg)
         done += got
+        if ends_at is not None and done < len(view) and time.monotonic() > ends_at:
+            msg = f"{done} of {length} bytes came in {body_s:g} s"
+            raise TimeoutError(msg)
     if not length:
         response.read()
     return view

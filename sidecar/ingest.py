@@ -11,13 +11,13 @@ import msgspec
 from routereplay.sidecar.ancestry import Ancestry
 from routereplay.sidecar.checks import parse_body
 from routereplay.sidecar.reading import INLINE_BYTES
+from routereplay.sidecar.room import Scratch
 from routereplay.sidecar.store import keys, parts
 from routereplay.sidecar.store.bands import lay_out
 from routereplay.sidecar.store.base import (
     Blobs,
     Entry,
     Index,
-    Layout,
     Pointer,
     RecordKey,
     SealRequest,
@@ -42,6 +42,7 @@ from routereplay.wire.records import Chunk, Drop, FrameResult, IngestResult, Rec
 logger = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 4
+_scratch = Scratch(8, 1024 * 1024)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -78,18 +79,19 @@ class Ingest:
         else:
             checked = parse_body(body)
         results = []
+        led: set[str] = set()
         for frame, fault in checked:
             if fault is None:
-                results.append(await self._store(frame))
+                results.append(await self._store(frame, led))
             else:
                 results.append(_refused(fault))
         return IngestResult(results=tuple(results)), [frame for frame, _ in checked]
 
-    async def _store(self, frame: Frame) -> FrameResult:
+    async def _store(self, frame: Frame, led: set[str]) -> FrameResult:
         try:
             match frame.header:
                 case Chunk() as chunk:
-                    return await self._stage(chunk, frame.payload)
+                    return await self._stage(chunk, frame.payload, led)
                 case Seal() as seal:
                     return await self._seal(seal, frame.payload)
                 case Drop() as drop:
@@ -101,10 +103,21 @@ class Ingest:
         msg = f"no rule to ingest a {type(frame.header).__name__}"
         raise TypeError(msg)
 
-    async def _stage(self, chunk: Chunk, payload: memoryview) -> FrameResult:
+    async def _stage(self, chunk: Chunk, payload: memoryview, led: set[str]) -> FrameResult:
+        with _scratch.lent(payload.nbytes) as scratch:
+            # The values are in it until they are put.
+            return await self._stage_in(scratch, chunk, payload, led)
+
+    async def _stage_in(
+        self, scratch: memoryview, chunk: Chunk, payload: memoryview, led: set[str]
+    ) -> FrameResult:
         key = self._key(chunk.request_id, chunk.trajectory_id, chunk.choice)
         upload_id = normalize_id(chunk.upload_id)
-        layout, laid = await self._lay_out(chunk, payload)
+        work = chunk, payload, self._value_bytes, scratch
+        if payload.nbytes > INLINE_BYTES:
+            layout, laid = await asyncio.to_thread(lay_out, *work)
+        else:
+            layout, laid = lay_out(*work)
         staged = StagedChunk(
             chunk.first_row,
             chunk.rows,
@@ -122,22 +135,23 @@ class Ingest:
             return FrameResult(status="replayed")
         if outcome != "staged":
             raise _refusal(outcome, f"chunk {chunk.seq} of upload {upload_id}", key)
-        pointer = Pointer(key.tag, key.request_id)
-        for item_id in (key.request_id, *chunk.aliases):
-            name = keys.name_of(self._namespace, item_id)
-            # With every chunk, as any of them may be the first to arrive.
-            if await self._index.locate(name) != pointer:
-                await self._index.claim(name, pointer)
+        await self._lead(key, chunk.aliases, led)
         pieces = parts.chunk_parts(key.tag, upload_id, chunk.seq, staged, layout)
         values = [(part.key, value) for part, value in zip(pieces, laid, strict=True)]
         await self._blobs.put(values, self._staging_ttl_s)
         return FrameResult(status="staged")
 
-    async def _lay_out(self, chunk: Chunk, payload: memoryview) -> tuple[Layout, list[memoryview]]:
-        """Return how a chunk is kept, and its values."""
-        if payload.nbytes > INLINE_BYTES:
-            return await asyncio.to_thread(lay_out, chunk, payload, self._value_bytes)
-        return lay_out(chunk, payload, self._value_bytes)
+    async def _lead(self, key: RecordKey, aliases: tuple[str, ...], led: set[str]) -> None:
+        """Lead a request's names to what is staged of it; once in a body is enough."""
+        # With every chunk, as any of them may be the first to arrive.
+        pointer = Pointer(key.tag, key.request_id)
+        for item_id in (key.request_id, *aliases):
+            name = keys.name_of(self._namespace, item_id)
+            if f"{name} {key.tag}" in led:
+                continue
+            led.add(f"{name} {key.tag}")
+            if await self._index.locate(name) != pointer:
+                await self._index.claim(name, pointer)
 
     async def _seal(self, seal: Seal, payload: memoryview) -> FrameResult:
         manifest = seal.manifest

@@ -12,13 +12,16 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from routereplay.sidecar.room import Scratch
 from routereplay.sidecar.store import bands, parts
 from routereplay.sidecar.store.bands import Shape
 from routereplay.sidecar.store.base import Blobs, RecordKey, StoredRecord, Wanted
-from routereplay.sidecar.store.windows import windows
+from routereplay.sidecar.store.windows import WINDOW_BYTES, windows
 from routereplay.wire.digest import digest
 from routereplay.wire.errors import BadRequest, CorruptRecord, RouteReplayError, RoutesExpired
 from routereplay.wire.records import RecordManifest
+
+_scratch = Scratch(4, 2 * WINDOW_BYTES)
 
 INLINE_BYTES = 256 * 1024
 """Hashing more than this on the event loop would make every other client wait."""
@@ -158,27 +161,35 @@ async def read_rows(blobs: Blobs, wanted: Sequence[Piece]) -> dict[int, RouteRep
     """
     errors: dict[int, RouteReplayError] = {}
     for window in windows(list(enumerate(wanted)), lambda one: _moved_nbytes(one[1])):
-        scratch = np.empty(sum(_moved_nbytes(piece) for _, piece in window), np.uint8).data
-        work: list[tuple[int, Piece, list[_Value]]] = []
-        for number, piece in window:
-            nbytes = _moved_nbytes(piece)
-            work.append((number, piece, list(_values(piece, scratch[:nbytes]))))
-            scratch = scratch[nbytes:]
-        lengths = iter(await blobs.read([value.wanted for *_, values in work for value in values]))
-        present = []
-        for number, piece, values in work:
-            found = [next(lengths) for _ in values]
-            try:
-                for value, length in zip(values, found, strict=True):
-                    _check_length(piece.part.key, value.wanted, length, f"chunk {piece.seq}")
-            except RouteReplayError as error:
-                errors[number] = error
-            else:
-                present.append((number, piece, values))
-        if sum(len(piece.into) for _, piece, _ in present) > INLINE_BYTES:
-            errors |= await asyncio.to_thread(_place, present)
+        with _scratch.lent(sum(_moved_nbytes(piece) for _, piece in window)) as scratch:
+            errors |= await _read_window(blobs, window, scratch)
+    return errors
+
+
+async def _read_window(
+    blobs: Blobs, window: list[tuple[int, Piece]], scratch: memoryview
+) -> dict[int, RouteReplayError]:
+    errors: dict[int, RouteReplayError] = {}
+    work: list[tuple[int, Piece, list[_Value]]] = []
+    for number, piece in window:
+        nbytes = _moved_nbytes(piece)
+        work.append((number, piece, list(_values(piece, scratch[:nbytes]))))
+        scratch = scratch[nbytes:]
+    lengths = iter(await blobs.read([value.wanted for *_, values in work for value in values]))
+    present = []
+    for number, piece, values in work:
+        found = [next(lengths) for _ in values]
+        try:
+            for value, length in zip(values, found, strict=True):
+                _check_length(piece.part.key, value.wanted, length, f"chunk {piece.seq}")
+        except RouteReplayError as error:
+            errors[number] = error
         else:
-            errors |= _place(present)
+            present.append((number, piece, values))
+    if sum(len(piece.into) for _, piece, _ in present) > INLINE_BYTES:
+        errors |= await asyncio.to_thread(_place, present)
+    else:
+        errors |= _place(present)
     return errors
 
 

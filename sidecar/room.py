@@ -1,8 +1,14 @@
-"""Memory for payloads, of which one process holds a bounded amount."""
+"""Memory for payloads: a bounded amount in all, and some that is used again.
+
+Fresh memory is dear: its pages are faulted in one by one, which costs several times the
+copying that it is for.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,3 +30,28 @@ class Room:
 
     def _give(self, nbytes: int) -> None:
         self._left += nbytes
+
+
+class Scratch:
+    """Lends memory for a moment, the same again and again.
+
+    Args:
+        most: pieces that are kept.
+        nbytes: longest piece that is kept, and least that is made.
+    """
+
+    def __init__(self, most: int, nbytes: int) -> None:
+        self._most = most
+        self._nbytes = nbytes
+        self._free: list[np.ndarray] = []
+
+    @contextlib.contextmanager
+    def lent(self, nbytes: int) -> Iterator[memoryview]:
+        """Lend memory, not zeroed, for the block; nothing may refer to it afterwards."""
+        memory = self._free.pop() if self._free and nbytes <= self._nbytes else None
+        if memory is None:
+            memory = np.empty(max(nbytes, self._nbytes), np.uint8)
+        yield memory.data[:nbytes]
+        # Not after an error: a thread may still be at work with it.
+        if memory.nbytes == self._nbytes and len(self._free) < self._most:
+            self._free.append(memory)

@@ -13,7 +13,7 @@ from routereplay.sidecar.app import create_app
 from routereplay.sidecar.auth.exposure import check_exposure
 from routereplay.sidecar.http.descriptors import connections_that_fit
 from routereplay.sidecar.http.limits import HttpLimits
-from routereplay.sidecar.http.protocol import bounded_protocol
+from routereplay.sidecar.http.receiving import receiving_protocol
 from routereplay.sidecar.logs import configure_logging
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.settings import Settings, misspelt_variables
@@ -64,7 +64,7 @@ def create_server(settings: Settings) -> StoreServer:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=bounded_protocol(limits, lambda reason: closed.labels(reason).inc()),
+        http=receiving_protocol(limits, lambda reason: closed.labels(reason).inc()),
         ws="none",
         lifespan="on",
         log_config=None,

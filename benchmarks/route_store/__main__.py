@@ -16,6 +16,16 @@ from route_store.rounds import measure
 
 RESULTS = Path(__file__).parents[1] / "results" / "route_store.json"
 
+_COLUMNS = {
+    "cpu_s_per_gb": "CPU s/GB",
+    "client_cpu_ms": "client ms",
+    "server_cpu_ms": "server ms",
+    "store_cpu_ms": "engine ms",
+    "wall_ms": "wall ms",
+    "x_floor": "x floor",
+    "x_vllm_json": "x vLLM",
+}
+
 
 def main() -> None:
     """Run every case with every design that is there; print ratios, keep JSON."""
@@ -57,12 +67,9 @@ def _start(
 
 def _print(case: dict[str, Any]) -> None:
     print(f"\n{case['title']} ({case['rounds']} rounds, steal {case['steal']:.0%})")
-    print(f"{'':24}{'CPU s/GB':>10}{'client ms':>11}{'server ms':>11}{'wall ms':>9}{'x floor':>9}")
+    print(f"{'':24}" + "".join(f"{title:>11}" for title in _COLUMNS.values()))
     for name, figure in case["designs"].items():
-        print(
-            f"{name:24}{figure['cpu_s_per_gb']:>10}{figure['client_cpu_ms']:>11}"
-            f"{figure['server_cpu_ms']:>11}{figure['wall_ms']:>9}{figure.get('x_floor', ''):>9}"
-        )
+        print(f"{name:24}" + "".join(f"{figure.get(column, ''):>11}" for column in _COLUMNS))
 
 
 def _cpu() -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -40,12 +40,17 @@ class Design:
     """A way to move routes: its operations by case, and the processes beside ours."""
 
     def __init__(
-        self, name: str, title: str, processes: list[int], operations: dict[str, Operation]
+        self,
+        name: str,
+        title: str,
+        server: list[int],
+        operations: dict[str, Operation],
+        store: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.title = title
         self.operations = operations
-        self.pids = {"client": [os.getpid()], "server": processes}
+        self.pids = {"client": [os.getpid()], "server": server, "store": list(store)}
 
 
 @contextlib.contextmanager
@@ -164,7 +169,7 @@ def naive() -> Iterator[Design]:
             **{name: get(name, 1, rows) for name, rows in _ROWS.items()},
             **{name: get(name, many * TURNS, rows) for name, (many, rows) in _TURN_ROWS.items()},
         }
-        yield Design("naive", "FastAPI + redis-py, httpx", [pid, engine_pid], operations)
+        yield Design("naive", "FastAPI + redis-py, httpx", [pid], operations, [engine_pid])
 
 
 @contextlib.contextmanager
@@ -199,7 +204,7 @@ def plain_redis() -> Iterator[Design]:
             **{name: get(name, 1, rows) for name, rows in _ROWS.items()},
             **{name: get(name, many * TURNS, rows) for name, (many, rows) in _TURN_ROWS.items()},
         }
-        yield Design("plain_redis", "redis-py, no service", [pid], operations)
+        yield Design("plain_redis", "redis-py, no service", [], operations, [pid])
         client.close()
 
 
@@ -259,7 +264,7 @@ def ours(durability: str) -> Iterator[Design]:
             **{name: get_trajectories(name, *shape) for name, shape in _TURN_ROWS.items()},
         }
         title = f"routereplay, durability {durability}"
-        yield Design(f"ours_{durability}", title, family(pid), operations)
+        yield Design(f"ours_{durability}", title, [pid], operations, family(pid)[1:])
         sender.close()
 
 

@@ -61,6 +61,7 @@ def _once(design: Design, case: Case) -> dict[str, float]:
         "cpu_s_per_gb": sum(spent.values()) / gigabytes,
         "client_cpu_ms": 1000 * spent["client"],
         "server_cpu_ms": 1000 * spent["server"],
+        "store_cpu_ms": 1000 * spent["store"],
         "wall_ms": 1000 * wall / case.repeat,
     }
 

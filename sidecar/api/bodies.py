@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from starlette.requests import Request
 
+from routereplay.sidecar.http.receiving import EXTENSION
 from routereplay.wire.errors import BadRequest, LengthRequired, TooLarge
 
 
@@ -35,7 +37,11 @@ async def read_body(request: Request, length: int) -> memoryview:
         BadRequest: it is shorter or longer than announced.
         ClientDisconnect: the client left.
     """
-    body = bytearray(length)
+    body = np.empty(length, np.uint8).data
+    receive_into = request.scope.get("extensions", {}).get(EXTENSION)
+    if receive_into is not None:
+        await receive_into(body)
+        return body
     offset = 0
     async for piece in request.stream():
         if offset + len(piece) > length:
@@ -46,4 +52,4 @@ async def read_body(request: Request, length: int) -> memoryview:
     if offset != length:
         msg = f"a body of {offset} bytes where {length} were announced"
         raise BadRequest(msg)
-    return memoryview(body)
+    return body

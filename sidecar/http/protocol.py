@@ -4,11 +4,8 @@ Without them a client that connects and is silent, sends a header a minute, stop
 middle of a body, or reads nothing of its answer holds a connection, its buffers and a
 place among the bodies for as long as it likes (uvicorn 0.54, httptools and h11 alike).
 
-Where body bytes arrive: `on_body`, called by the parser with each piece of `self.cycle`'s
-body. A receiver that wants them in a buffer of its own takes them there instead of
-`super().on_body` and must keep counting them in `_body_bytes`, wake the app with
-`self.cycle.message_event`, and pause reading when it is full; every deadline then holds
-as it is.
+Body bytes arrive in `on_body`, called by the parser with each piece; `receiving` takes them
+from the socket instead, and counts them in `_body_bytes` for the deadlines.
 """
 
 from __future__ import annotations
@@ -274,9 +271,3 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write(closing_answer(error))
         self.transport.close()
         self._wait_for_client()
-
-
-def bounded_protocol(limits: HttpLimits, count: Callable[[str], None]) -> type[BoundedProtocol]:
-    """Return the class to give to uvicorn as `http=`."""
-    members = {"limits": limits, "count": staticmethod(count)}
-    return type("BoundedProtocol", (BoundedProtocol,), members)

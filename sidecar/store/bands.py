@@ -63,22 +63,25 @@ def bands(shape: Shape, layer_start: int, layer_stop: int) -> Iterator[Band]:
             yield Band(number, start, stop, start * shape.rows * shape.cell)
 
 
-def split(rows: Buffer, shape: Shape) -> tuple[memoryview, bytes]:
-    """Return a value of rows, and the digests of its bands one behind the other."""
-    if shape.bands == 1:
-        return memoryview(rows), b""
+def split(rows: Buffer, shape: Shape, into: memoryview) -> bytes:
+    """Write rows as a value, and return the digests of its bands one behind the other."""
     rows_TLC = np.frombuffer(rows, np.uint8).reshape(shape[:3])
-    value = np.empty(shape.nbytes, np.uint8)
+    value = np.frombuffer(into, np.uint8)
     digests = []
     for band in bands(shape, 0, shape.layers):
         place = _band_of(value, shape, band)
         _copy(rows_TLC[:, band.start : band.stop], place)
         digests.append(digest(place.data))
-    return value.data, b"".join(digests)
+    return b"".join(digests)
 
 
-def lay_out(chunk: Chunk, payload: memoryview, value_bytes: int) -> tuple[Layout, list[memoryview]]:
-    """Return how a chunk is kept, and its values, each of at most `value_bytes`."""
+def lay_out(
+    chunk: Chunk, payload: memoryview, value_bytes: int, scratch: memoryview
+) -> tuple[Layout, list[memoryview]]:
+    """Return how a chunk is kept, and its values, each of at most `value_bytes`.
+
+    The values are in `scratch`, or in the payload itself where there is but one band.
+    """
     row_nbytes = payload.nbytes // chunk.rows
     part_rows = rows_per_value(row_nbytes, value_bytes)
     cell = row_nbytes // chunk.num_layers
@@ -86,10 +89,10 @@ def lay_out(chunk: Chunk, payload: memoryview, value_bytes: int) -> tuple[Layout
     values, digests = [], []
     for first in range(0, chunk.rows, part_rows):
         shape = Shape(min(part_rows, chunk.rows - first), chunk.num_layers, cell, number)
-        rows = payload[first * row_nbytes : first * row_nbytes + shape.nbytes]
-        value, of_bands = split(rows, shape)
-        values.append(value)
-        digests.append(of_bands)
+        at = slice(first * row_nbytes, first * row_nbytes + shape.nbytes)
+        if number > 1:
+            digests.append(split(payload[at], shape, scratch[at]))
+        values.append((scratch if number > 1 else payload)[at])
     return Layout(part_rows, number, b"".join(digests)), values
 
 

@@ -18,6 +18,7 @@ from routereplay.sidecar.periodic import Periodic
 from routereplay.sidecar.service import RouteStore
 from routereplay.sidecar.settings import Settings
 from routereplay.sidecar.store.base import Blobs, Index
+from routereplay.sidecar.store.commands import Commands, RedisCommands, RespCommands
 from routereplay.sidecar.store.redis_blobs import RedisBlobs
 from routereplay.sidecar.store.redis_engine import close, connect, engine_errors, primaries
 from routereplay.sidecar.store.redis_index import RedisIndex
@@ -25,6 +26,7 @@ from routereplay.sidecar.store.redis_journal import RedisJournal
 from routereplay.sidecar.store.redis_replicas import Replicas
 from routereplay.sidecar.store.resp_blobs import RespBlobs
 from routereplay.sidecar.store.resp_pool import SCHEMES, RespPool
+from routereplay.sidecar.store.resp_replies import ReplyConnection
 from routereplay.wire.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ class Runtime:
         """Set by the server when it is told to stop, while requests are still open."""
         self._embedded: EmbeddedEngine | None = None
         self._client: redis.asyncio.Redis | None = None
-        self._values: RespPool | None = None
+        self._direct: tuple[RespPool, RespPool] | None = None
+        """Connections for values and for commands, where redis-py is not needed."""
         self._watch: EngineWatch | None = None
         self._parts: tuple[Blobs, Index] | None = None
         self._journals: dict[str, Journal] = {}
@@ -108,10 +111,12 @@ class Runtime:
             url, timeout_s=settings.engine_timeout_s, connections=settings.engine_connections
         )
         if url.startswith(SCHEMES):
-            self._values = RespPool(
-                url, timeout_s=settings.engine_timeout_s, connections=_VALUE_CONNECTIONS
+            timeout_s, connections = settings.engine_timeout_s, settings.engine_connections
+            self._direct = (
+                RespPool(url, timeout_s=timeout_s, connections=_VALUE_CONNECTIONS),
+                RespPool(url, timeout_s=timeout_s, connections=connections, kind=ReplyConnection),
             )
-        self._parts = _parts(self._client, self._values, settings)
+        self._parts = _parts(self._client, self._direct, settings)
         self._watch = EngineWatch(
             self._client,
             durability=settings.durability,
@@ -139,9 +144,10 @@ class Runtime:
         for journal in self._journals.values():
             await journal.stop()
         self._journals.clear()
-        if self._values is not None:
-            self._values.close()
-            self._values = None
+        if self._direct is not None:
+            for pool in self._direct:
+                pool.close()
+            self._direct = None
         if self._client is not None:
             await close(self._client)
             self._client = None
@@ -191,10 +197,16 @@ class Runtime:
 
 
 def _parts(
-    client: redis.asyncio.Redis, values: RespPool | None, settings: Settings
+    client: redis.asyncio.Redis, direct: tuple[RespPool, RespPool] | None, settings: Settings
 ) -> tuple[Blobs, Index]:
+    blobs: Blobs
+    commands: Commands
+    if direct is None:
+        blobs, commands = RedisBlobs(client), RedisCommands(client)
+    else:
+        blobs, commands = RespBlobs(direct[0]), RespCommands(direct[1])
     index = RedisIndex(
-        client,
+        commands,
         ttl_s=settings.ttl_s,
         staging_ttl_s=settings.staging_ttl_s,
         index_ttl_s=settings.index_ttl_s,
@@ -206,4 +218,4 @@ def _parts(
             else None
         ),
     )
-    return RedisBlobs(client) if values is None else RespBlobs(values), index
+    return blobs, index

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
-import redis.asyncio
 
 from routereplay.sidecar.store import keys
 from routereplay.sidecar.store.base import (
@@ -20,7 +19,8 @@ from routereplay.sidecar.store.base import (
     StagedChunk,
     StageOutcome,
 )
-from routereplay.sidecar.store.redis_engine import engine_errors, script_text
+from routereplay.sidecar.store.commands import Commands, fields
+from routereplay.sidecar.store.redis_engine import engine_errors
 from routereplay.sidecar.store.redis_replicas import Replicas
 from routereplay.sidecar.store.redis_status import decode_staged, read_statuses
 from routereplay.wire.digest import digest
@@ -39,7 +39,7 @@ class RedisIndex:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        commands: Commands,
         *,
         ttl_s: int,
         staging_ttl_s: int,
@@ -48,17 +48,13 @@ class RedisIndex:
         max_requests: int,
         replicas: Replicas | None = None,
     ) -> None:
-        self._client = client
+        self._commands = commands
         self._max_bytes = max_bytes
         self._max_requests = max_requests
         self._replicas = replicas
         self._ttl_s = ttl_s
         self._staging_ttl_s = staging_ttl_s
         self._index_ttl_s = index_ttl_s
-        self._scripts = {
-            name: client.register_script(script_text(name))
-            for name in ("stage", "seal", "drop", "delete", "claim")
-        }
 
     async def stage(
         self, key: RecordKey, upload_id: str, seq: int, chunk: StagedChunk, entry: Entry
@@ -74,13 +70,13 @@ class RedisIndex:
     async def staged(self, tag: str, upload_id: str) -> dict[int, StagedChunk]:
         """Return what an upload has noted, by position."""
         with engine_errors():
-            fields = await self._client.hgetall(keys.upload(tag, upload_id))
-        return decode_staged(cast("dict[bytes, bytes]", fields))
+            (found,) = await self._commands.run(["HGETALL", keys.upload(tag, upload_id)])
+        return decode_staged(fields(found))
 
     async def content(self, key: RecordKey) -> bytes | None:
         """Return the content identity of a sealed record, or None."""
         with engine_errors():
-            answer = await self._client.hget(keys.record(key), "content")
+            (answer,) = await self._commands.run(["HGET", keys.record(key), "content"])
         found = cast("bytes | None", answer)
         if found is not None and self._replicas is not None:
             # The caller acknowledges what it finds here, as it does what it seals.
@@ -128,20 +124,20 @@ class RedisIndex:
     async def locate(self, name: str) -> Pointer | None:
         """Return where an id or alias leads."""
         with engine_errors():
-            text = await self._client.get(keys.pointer(name))
+            (text,) = await self._commands.run(["GET", keys.pointer(name)])
         return None if text is None else _pointer(cast("bytes", text).decode())
 
     async def request(self, pointer: Pointer) -> list[RecordStatus]:
         """Return the status of every choice of a request, in order of choice."""
         with engine_errors():
-            return await read_statuses(self._client, pointer.tag, [pointer.request_id])
+            return await read_statuses(self._commands, pointer.tag, [pointer.request_id])
 
     async def trajectory(self, tag: str) -> list[RecordStatus]:
         """Return the status of everything under a tag, in order of start."""
         with engine_errors():
-            found = await self._client.smembers(keys.requests(tag))
-            names = [name.decode() for name in cast("set[bytes]", found)]
-            statuses = await read_statuses(self._client, tag, names)
+            (found,) = await self._commands.run(["SMEMBERS", keys.requests(tag)])
+            names = [name.decode() for name in cast("Iterable[bytes]", found)]
+            statuses = await read_statuses(self._commands, tag, names)
         return sorted(statuses, key=_order)
 
     async def _is_live(self, held: Pointer) -> bool:
@@ -150,7 +146,7 @@ class RedisIndex:
 
     async def _run(self, name: str, names: list[str], arguments: Sequence[Any]) -> str:
         with engine_errors():
-            answer: bytes = await self._scripts[name](keys=names, args=arguments)
+            answer = await self._commands.script(name, names, arguments)
         return answer.decode()
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
-import redis.asyncio
 
 from routereplay.sidecar.store import keys
 from routereplay.sidecar.store.base import (
@@ -17,6 +17,7 @@ from routereplay.sidecar.store.base import (
     StagedChunk,
     StoredRecord,
 )
+from routereplay.sidecar.store.commands import Commands, Word, fields
 from routereplay.wire.digest import digest
 from routereplay.wire.errors import CorruptRecord
 
@@ -26,53 +27,54 @@ _chunks = msgspec.msgpack.Decoder(StagedChunk)
 
 
 async def read_statuses(
-    client: redis.asyncio.Redis, tag: str, request_ids: Sequence[str]
+    commands: Commands, tag: str, request_ids: Sequence[str]
 ) -> list[RecordStatus]:
     """Return the status of every choice of the requests, in two round trips.
 
     Raises:
         CorruptRecord: a state or a manifest is not what was written.
     """
-    found = await _read_once(client, tag, request_ids)
+    found = await _read_once(commands, tag, request_ids)
     # Between the two round trips a pending record may be sealed, and its upload with it:
     # one that looks abandoned is looked at again before it is called lost.
     if any(_looks_lost(status) for status in found):
-        found = await _read_once(client, tag, request_ids)
+        found = await _read_once(commands, tag, request_ids)
     return found
 
 
 async def _read_once(
-    client: redis.asyncio.Redis, tag: str, request_ids: Sequence[str]
+    commands: Commands, tag: str, request_ids: Sequence[str]
 ) -> list[RecordStatus]:
-    async with client.pipeline(transaction=False) as pipe:
-        for request_id in request_ids:
-            pipe.hgetall(keys.status(tag, request_id))
-        hashes = await pipe.execute() if request_ids else []
+    hashes = await _all(commands, [["HGETALL", keys.status(tag, one)] for one in request_ids])
     noted = [
         (RecordKey(tag, request_id, int(choice)), value)
-        for request_id, fields in zip(request_ids, hashes, strict=True)
-        for choice, value in sorted(fields.items(), key=lambda item: int(item[0]))
+        for request_id, found in zip(request_ids, hashes, strict=True)
+        for choice, value in sorted(fields(found).items(), key=lambda item: int(item[0]))
     ]
     parsed = [(key, *_parse(value, key)) for key, value in noted]
-    async with client.pipeline(transaction=False) as pipe:
-        for key, _, upload_id, _ in parsed:
-            pipe.hmget(keys.record(key), ["body", "digest"])
-            pipe.exists(keys.upload(key.tag, upload_id))
-        answers = await pipe.execute() if parsed else []
+    asked: list[list[Word]] = []
+    for key, _, upload_id, _ in parsed:
+        asked.append(["HMGET", keys.record(key), "body", "digest"])
+        asked.append(["EXISTS", keys.upload(key.tag, upload_id)])
+    answers = await _all(commands, asked)
     return [
         _status(key, state, upload_id, entry, answers[2 * i], bool(answers[2 * i + 1]))
         for i, (key, state, upload_id, entry) in enumerate(parsed)
     ]
 
 
+async def _all(commands: Commands, asked: Sequence[Sequence[Word]]) -> list[Any]:
+    return await commands.run(*asked) if asked else []
+
+
 def _looks_lost(status: RecordStatus) -> bool:
     return status.state == "dropped" and status.entry.reason == NEVER_SEALED
 
 
-def decode_staged(fields: dict[bytes, bytes]) -> dict[int, StagedChunk]:
+def decode_staged(noted: Mapping[bytes, bytes]) -> dict[int, StagedChunk]:
     """Return an upload's chunks by position, or raise `CorruptRecord`."""
     try:
-        return {int(seq): _chunks.decode(value) for seq, value in fields.items()}
+        return {int(seq): _chunks.decode(value) for seq, value in noted.items()}
     except (msgspec.DecodeError, ValueError) as error:
         msg = f"the store's notes of an upload cannot be read: {error}"
         raise CorruptRecord(msg) from error
@@ -111,8 +113,8 @@ def _parse(value: bytes, key: RecordKey) -> tuple[str, str, Entry]:
         raise CorruptRecord(msg, request_id=key.request_id, choice=key.choice) from error
 
 
-def _record(fields: list[bytes | None], key: RecordKey) -> StoredRecord | None:
-    body, expected = fields
+def _record(found: list[bytes | None], key: RecordKey) -> StoredRecord | None:
+    body, expected = found
     if body is None and expected is None:
         return None
     if body is None or expected is None or digest(body) != expected:

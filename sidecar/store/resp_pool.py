@@ -9,7 +9,8 @@ from typing import Any
 from redis import exceptions as refusals
 from redis.asyncio.connection import parse_url
 
-from routereplay.sidecar.store.resp import Command, Place, Reply, RespConnection
+from routereplay.sidecar.store.resp import Command, Place, RespConnection
+from routereplay.sidecar.store.resp_replies import ReplyConnection
 
 SCHEMES = ("redis://", "unix://")
 """Addresses that can be spoken to; TLS and clusters are redis-py's."""
@@ -25,13 +26,21 @@ class RespPool:
             each a buffer as long as the longest value that it sent.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, connections: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        connections: int,
+        kind: type[RespConnection] | type[ReplyConnection] = RespConnection,
+    ) -> None:
+        self._kind: Any = kind
         self._options: dict[str, Any] = dict(parse_url(url))
         self._timeout_s = timeout_s
-        self._idle: list[RespConnection] = []
+        self._idle: list[Any] = []
         self._turn = asyncio.Semaphore(connections)
 
-    async def call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Reply]:
+    async def call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Any]:
         """Send commands at once and return their replies; strings are received into `places`.
 
         Commands that may be repeated only: they are, once, if an idle connection was closed
@@ -46,11 +55,11 @@ class RespPool:
             msg = f"no answer from the engine within {self._timeout_s:g} s"
             raise refusals.TimeoutError(msg) from error
 
-    async def _call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Reply]:
+    async def _call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Any]:
         while True:
             connection = self._reused()
             is_fresh = connection is None
-            connection = connection or await self._open()
+            connection = await self._open() if connection is None else connection
             try:
                 replies = await connection.call(commands, places)
             except refusals.ConnectionError:
@@ -60,30 +69,34 @@ class RespPool:
             if any(_is_read_only(reply) for reply in replies):
                 # It has become a replica: the address may lead to another node by now.
                 connection.abort()
+                self.close()
+                if not is_fresh:
+                    continue
             else:
                 self._idle.append(connection)
-            return replies
+            found: list[Any] = replies
+            return found
 
     def close(self) -> None:
         """Close what is idle."""
         while self._idle:
             self._idle.pop().abort()
 
-    def _reused(self) -> RespConnection | None:
+    def _reused(self) -> Any | None:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
                 return connection
         return None
 
-    async def _open(self) -> RespConnection:
+    async def _open(self) -> Any:
         loop, options = asyncio.get_running_loop(), self._options
         try:
             if path := options.get("path"):
-                _, connection = await loop.create_unix_connection(RespConnection, path)
+                _, connection = await loop.create_unix_connection(self._kind, path)
             else:
                 host, port = options.get("host", "localhost"), options.get("port", 6379)
-                _, connection = await loop.create_connection(RespConnection, host, port)
+                _, connection = await loop.create_connection(self._kind, host, port)
         except OSError as error:
             msg = f"no connection to the engine: {error}"
             raise refusals.ConnectionError(msg) from error
@@ -106,5 +119,5 @@ class RespPool:
         return commands
 
 
-def _is_read_only(reply: Reply) -> bool:
+def _is_read_only(reply: object) -> bool:
     return isinstance(reply, refusals.ResponseError) and str(reply).startswith("READONLY")

@@ -15,27 +15,12 @@ NO_RECORD, NO_UPLOAD = [None, None], 0
 
 
 class ScriptedEngine:
-    """Answers one pipeline after the other from a list."""
+    """Answers one round trip after the other from a list."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
 
-    def pipeline(self, transaction):
-        return self
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *error):
-        return None
-
-    def hgetall(self, key): ...
-
-    def hmget(self, key, fields): ...
-
-    def exists(self, key): ...
-
-    async def execute(self):
+    async def run(self, *commands):
         return self.answers.pop(0)
 
 

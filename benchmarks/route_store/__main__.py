@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import platform
 import time
 from pathlib import Path
 from typing import Any
 
+from route_store import growth
 from route_store.cases import CASES
 from route_store.designs import DESIGNS, Design
 from route_store.rounds import measure
@@ -34,19 +36,27 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
     parser.add_argument("--design", action="append", help="only these, by name")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    parser.add_argument("--growth", action="store_true", help="growth, memory, expiry; two minutes")
     given = parser.parse_args()
     results: dict[str, Any] = {
         "made": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": {"cpus": len(__import__("os").sched_getaffinity(0)), "cpu": _cpu()},
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "cpu": _cpu()},
         "skipped": {},
         "cases": {},
     }
     with contextlib.ExitStack() as stack:
         designs = _start(stack, given.design, results["skipped"])
-        for case in CASES:
+        for case in () if given.growth and not given.case else CASES:
             if not given.case or case.name in given.case:
                 results["cases"][case.name] = measure(designs, case, given.rounds)
                 _print(results["cases"][case.name])
+    earlier = json.loads(given.output.read_text()) if given.output.exists() else {}
+    if given.growth:
+        results["growth"] = growth.measure()
+        growth.show(results["growth"])
+    elif "growth" in earlier:
+        results["growth"] = earlier["growth"]
+    results["cases"] = earlier.get("cases", {}) | results["cases"]
     given.output.write_text(json.dumps(results, indent=1) + "\n")
 
 

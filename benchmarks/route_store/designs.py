@@ -27,6 +27,7 @@ from route_store.cases import (
 )
 from route_store.processes import family, free_port, server
 from route_store.servers.raw_tcp import REQUEST, receive_into
+from route_store.store import running
 
 Cleanup = Callable[[], object]
 Operation = Callable[[], Cleanup | None]
@@ -211,48 +212,28 @@ def plain_redis() -> Iterator[Design]:
 @contextlib.contextmanager
 def ours(durability: str) -> Iterator[Design]:
     """The recorder's framing and sender, the sidecar, the client."""
-    from routereplay.client import RouteStoreClient
-    from routereplay.patches.vllm.sender import Answered, Sender
-    from routereplay.patches.vllm.settings import Settings
-
-    port = free_port()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        server(
-            ["-m", "routereplay.sidecar"],
-            port,
-            ROUTEREPLAY_PORT=str(port),
-            ROUTEREPLAY_DURABILITY=durability,
-            ROUTEREPLAY_DATA_DIR=folder,
-        ) as pid,
-        RouteStoreClient(f"http://127.0.0.1:{port}", timeout_s=60) as client,
-    ):
-        sender = Sender(Settings(store_url=f"http://127.0.0.1:{port}", request_timeout_s=60))
-
-        def store(turn: data.Turn, request_id: str, trajectory_id: str | None) -> None:
-            answer = sender.post(data.frames(turn, request_id, trajectory_id))
-            assert isinstance(answer, Answered), answer
-            assert all(result.status != "refused" for result in answer.results), answer
+    with running(ROUTEREPLAY_DURABILITY=durability) as store:
+        client = store.client
 
         def put(rows: int) -> Operation:
             (turn,) = data.conversation(1, rows)
 
             def run() -> Cleanup:
                 request_id = data.fresh_id("o")
-                store(turn, request_id, None)
+                store.put(turn, request_id)
                 return lambda: client.delete_request(request_id)
 
             return run
 
         def get(case: str, rows: int) -> Operation:
-            store(*data.conversation(1, rows), case, None)
+            store.put(*data.conversation(1, rows), case)
             return lambda: len(client.fetch_request(case).experts) and None
 
         def get_trajectories(case: str, many: int, rows: int) -> Operation:
             names = [f"{case}-{number}" for number in range(many)]
             for seed, name in enumerate(names):
                 for number, turn in enumerate(data.conversation(TURNS, rows, seed)):
-                    store(turn, f"{name}-{number}", name)
+                    store.put(turn, f"{name}-{number}", name)
             if many == 1:
                 return lambda: client.fetch_trajectory(names[0]) and None
             return lambda: client.fetch_trajectories(names) and None
@@ -264,8 +245,8 @@ def ours(durability: str) -> Iterator[Design]:
             **{name: get_trajectories(name, *shape) for name, shape in _TURN_ROWS.items()},
         }
         title = f"routereplay, durability {durability}"
-        yield Design(f"ours_{durability}", title, [pid], operations, family(pid)[1:])
-        sender.close()
+        pids = store.pids
+        yield Design(f"ours_{durability}", title, pids["server"], operations, pids["store"])
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import numpy as np
@@ -42,6 +42,8 @@ class Seen:
 
 class Load:
     """Requests to one server."""
+
+    sampling: ClassVar[dict[str, float]] = {"temperature": 1.0, "seed": 1}
 
     def __init__(self, http: aiohttp.ClientSession, url: str, seed: int) -> None:
         self._http = http
@@ -87,9 +89,8 @@ class Load:
             "model": "m",
             "prompt": tokens,
             "max_tokens": output,
-            "temperature": 1.0,
+            **self.sampling,
             "ignore_eos": True,
-            "seed": 1,
             "return_token_ids": True,
         }
         headers = {"X-Session-ID": session} if session else {}

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from routereplay.sidecar.auth.middleware import OPEN_PATHS
 from routereplay.wire.errors import HTTP_STATUS
 from routereplay.wire.version import MEDIA_TYPE
 
@@ -33,6 +34,11 @@ _PROBLEM = {
         "message": {"type": "string", "description": "what was found, expected, and to be done"},
         "details": {"type": "object"},
     },
+}
+_KEY = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key of `routereplay keys new`, where the store has keys.",
 }
 _CONTENT: dict[str, dict[str, Any]] = {
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
@@ -80,7 +86,8 @@ def _described(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(
         title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes
     )
-    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    schema.setdefault("components", {})["securitySchemes"] = {"key": _KEY}
+    components = schema["components"].setdefault("schemas", {})
     # FastAPI's own errors never leave: what it would refuse with 422 is our `bad_request`.
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
@@ -99,6 +106,8 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 "content": _CONTENT.get(path, {"application/json": {"schema": {}}}),
             }
             responses["default"] = problem
+            # A store without keys asks for none.
+            operation["security"] = [] if path in OPEN_PATHS else [{"key": []}, {}]
             if path in _BODIES:
                 operation["requestBody"] = {"required": True, "content": _BODIES[path]}
     return schema

@@ -9,7 +9,7 @@ from typing import Any
 from routereplay.sidecar.journal import Bucket, Event
 
 _ALARM_WINDOW_S = 900.0
-_FULL = 0.9
+_NEARLY = 0.85
 
 
 def recent_requests(events: Sequence[Event], *, ttl_s: float, limit: int) -> list[dict[str, Any]]:
@@ -58,13 +58,36 @@ def stored(buckets: Sequence[Bucket], *, ttl_s: float, now: float) -> dict[str, 
     }
 
 
-def alarms(events: Sequence[Event], engine: dict[str, Any], now: float) -> list[dict[str, Any]]:
-    """Return what an operator should look at, the worst first."""
+def alarms(
+    events: Sequence[Event],
+    engine: dict[str, Any],
+    now: float,
+    *,
+    high_water: float,
+    data_lost: float = 0,
+) -> list[dict[str, Any]]:
+    """Return what an operator should look at, the worst first.
+
+    Args:
+        events: the latest, oldest first.
+        engine: what it says of itself.
+        now: Unix seconds.
+        high_water: part of the engine's memory from which on new routes are refused.
+        data_lost: how often this sidecar found the engine without what it had held.
+    """
     found = []
+    if data_lost:
+        text = "The engine came back without what it had held; routes sealed before are gone."
+        found.append(_alarm("critical", "engine_lost_data", text, int(data_lost)))
     used, limit = engine.get("used_memory", 0), engine.get("maxmemory", 0)
-    if limit and used / limit > _FULL:
-        text = f"The engine is {used / limit:.0%} full; at 100 % new routes are refused."
-        found.append(_alarm("critical", "engine_nearly_full", text, 1))
+    if limit and used / limit >= high_water:
+        text = f"The engine is {used / limit:.0%} full: new routes are refused until some expire."
+        found.append(_alarm("critical", "engine_full", text, 1))
+    elif limit and used / limit > _NEARLY * high_water:
+        text = (
+            f"The engine is {used / limit:.0%} full; from {high_water:.0%} on routes are refused."
+        )
+        found.append(_alarm("warning", "engine_nearly_full", text, 1))
     late = [event for event in events if event.at > now - _ALARM_WINDOW_S]
     for reason, count in Counter(reason for e in late for reason in e.invalid).most_common():
         text = f"The recorder's watch saw rows that cannot be real routes: {reason}."

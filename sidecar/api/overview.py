@@ -44,13 +44,20 @@ async def summary(request: Request) -> Response:
     except (StoreUnavailable, StoreFull, EngineMisconfigured) as error:
         problem = {"code": error.code, "message": error.message}
         return json_answer(answer | {"ready": False, "problem": problem})
+    alarms = overview.alarms(
+        events,
+        engine,
+        now,
+        high_water=runtime.settings.memory_high_water,
+        data_lost=answer["counters"]["routereplay_engine_data_lost_total"],
+    )
     return json_answer(
         answer
         | {
             "engine": engine,
             "stored": overview.stored(buckets, ttl_s=ttl_s, now=now),
             "recorders": overview.recorders(events),
-            "alarms": overview.alarms(events, engine, now),
+            "alarms": alarms,
         }
     )
 

@@ -6,6 +6,8 @@ costs nothing for it. All its keys share one slot of a cluster.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -17,12 +19,16 @@ from routereplay.sidecar.journal import MAX_EVENTS, Bucket, Event
 from routereplay.sidecar.store import keys
 from routereplay.sidecar.store.redis_engine import engine_errors
 
+logger = logging.getLogger(__name__)
+
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Event)
 
 BUCKETS = 48
 """Slices of a record's life in which what was sealed is counted."""
 _FIELD = b"e"
+_INLINE = 256
+"""Events that are decoded on the event loop."""
 _COUNTS = ("records", "rows", "bytes")
 
 
@@ -65,7 +71,11 @@ class RedisJournal:
         # A log that begins after what was read was lost, or has moved on past all of it.
         is_whole = bool(oldest and after) and _order(oldest[0][0].decode()) <= _order(after)
         position = entries[-1][0].decode() if entries else after if is_whole else ""
-        return [_decoder.decode(fields[_FIELD]) for _, fields in entries], position, is_whole
+        values = [fields[_FIELD] for _, fields in entries if _FIELD in fields]
+        if len(values) <= _INLINE:
+            return _decoded(values), position, is_whole
+        # The first reader of a long log must not hold up who sends and fetches.
+        return await asyncio.to_thread(_decoded, values), position, is_whole
 
     async def sealed(self, now: float) -> list[Bucket]:
         """Return what was sealed within the life of a record, in order of time."""
@@ -94,6 +104,17 @@ class RedisJournal:
                 bucket[1] += event.rows
                 bucket[2] += event.nbytes
         return sums
+
+
+def _decoded(values: Sequence[bytes]) -> list[Event]:
+    """Return the events that this release knows; a later one may have written others."""
+    events = []
+    for value in values:
+        try:
+            events.append(_decoder.decode(value))
+        except msgspec.MsgspecError:
+            logger.debug("an event in the journal is not one that this release knows")
+    return events
 
 
 def _order(position: str) -> tuple[int, ...]:

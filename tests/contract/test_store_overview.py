@@ -81,6 +81,14 @@ def test_what_the_engine_lost_is_not_listed_any_more(own_store):
     assert [r["request_id"] for r in listed(own_store, "requests")] == ["after-the-loss"]
 
 
+def test_an_event_of_a_later_release_is_passed_over(store):
+    key = next(name for name in store.engine.scan_iter(b"*journal}"))
+    store.engine.xadd(key, {b"e": b"\x81\xa4kind\xa9forgotten"})
+    store.put(make_upload("after-the-unknown", seed=342))
+
+    assert listed(store, "requests", limit=1)[0]["request_id"] == "after-the-unknown"
+
+
 def test_the_summary_counts_what_is_stored_and_when_it_expires(store):
     before = store.get("/v1/summary").json()["stored"]
     upload = store.put(make_upload("summed", seed=314))

@@ -1,9 +1,11 @@
 """The Python blocks of the docs run, in order, page by page."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import recorder_cost
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,3 +30,10 @@ def test_a_block_that_does_not_run_says_why(page):
 def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_what_the_recorder_costs_is_the_measured_one():
+    figures = json.loads((ROOT / "benchmarks/results/recorder_cost.json").read_text())
+    page = (ROOT / "docs/recorder-cost.md").read_text()
+
+    assert "\n".join(recorder_cost.table(figures)) in page

@@ -1,7 +1,33 @@
 """What all tests share."""
 
+import pytest
 from hypothesis import settings
 
 # Two noisy cores: how long an example takes says nothing of the code.
 settings.register_profile("routereplay", deadline=None)
 settings.load_profile("routereplay")
+
+_ONE_SERVER = "tests/e2e/recorder_vllm/"
+"""Files that share one vLLM server: they stay with one worker, or each would start its own."""
+_LONG = ("tests/e2e/", "tests/packaging/", "tests/integration/")
+"""Begun first, so that no worker sits before the last long file while the others are done."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist=loadfile`, tests go to workers by server or file, the long ones first."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return _ONE_SERVER if nodeid.startswith(_ONE_SERVER) else super()._split_scope(nodeid)
+
+        def _assign_work_unit(self, node):
+            # The queue is in order of the number of tests when it is used first.
+            for scope in sorted(self.workqueue, key=lambda scope: not scope.startswith(_LONG)):
+                self.workqueue.move_to_end(scope)
+            super()._assign_work_unit(node)
+
+    return ByServer(config, log)

@@ -184,22 +184,25 @@ def test_native_routes_on_demand_are_all_there(api, whole):
 
 
 def test_turns_of_many_conversations_at_once(api, whole):
-    """More than cache and batch hold: prompts in chunks, between decoding, some preempted."""
-    from concurrent.futures import ThreadPoolExecutor
+    """More than cache and batch hold: prompts in chunks, between decoding, some preempted.
 
-    def converse(number):
-        prompt, turns = [], []
-        for turn in range(4):
-            prompt = [*prompt, *draw(1000 * number + turn, 60)]
-            session = {"X-Session-ID": f"crowd-{number}"}
-            answer = api.complete(prompt, session, max_tokens=40, temperature=1.0)
-            turns.append((answer, prompt))
-            prompt = [*prompt, *answer["choices"][0]["token_ids"]]
-        return turns
-
-    with ThreadPoolExecutor(12) as pool:
-        conversations = list(pool.map(converse, range(12)))
+    Twelve conversations in one trajectory, and each turn of all of them in one request.
+    """
+    session = {"X-Session-ID": "crowd"}
+    prompts = [draw(number, 60) for number in range(12)]
+    starts, turns = [], []
+    for _ in range(3):
+        answer = api.complete(prompts, session, max_tokens=70, temperature=1.0)
+        turns.append((answer, prompts))
+        prompts = [
+            [*prompt, *choice["token_ids"], *draw(number, 60)]
+            for number, (prompt, choice) in enumerate(zip(prompts, answer["choices"], strict=True))
+        ]
     assert api.metric("vllm:num_preemptions_total") > 0
-    for turns in conversations:
-        manifests = [whole(answer, prompt) for answer, prompt in turns]
-        assert [manifest.row_start for manifest in manifests] == [0, 99, 199, 299]
+    for answer, asked in turns:
+        manifests = [whole(answer, prompt, number) for number, prompt in enumerate(asked)]
+        starts.append({manifest.row_start for manifest in manifests})
+        if starts[1:]:
+            assert [manifest.parent.choice for manifest in manifests] == list(range(12))
+
+    assert starts == [{0}, {129}, {259}]

@@ -8,14 +8,20 @@ from importlib import metadata
 import httpx
 import jsonschema
 import pytest
-from support.compose import ROOT, Stack, image_command, in_order, load, programs
+import yaml
+from support.compose import ROOT, Stack, image_command, in_order, load, merged, programs
 from support.frames import make_upload
+from support.keys import Keys, bearer
 
 from routereplay.parity.child_server import free_port
 from routereplay.wire import MEDIA_TYPE
 
 FILE = load()
 SERVICES = FILE["services"]
+KEYS = load(ROOT / "docker-compose.keys.yml")
+WITH_KEYS = {
+    name: merged(service, KEYS["services"].get(name, {})) for name, service in SERVICES.items()
+}
 
 
 def of_profile(profile):
@@ -23,11 +29,12 @@ def of_profile(profile):
     return {n for n, s in SERVICES.items() if profile in s.get("profiles", [profile])}
 
 
-def test_the_file_is_valid_compose():
+@pytest.mark.parametrize("file", [FILE, KEYS], ids=["whole", "keys"])
+def test_the_files_are_valid_compose(file):
     path = "check_jsonschema/builtin_schemas/vendor/compose-spec.json"
     found = metadata.distribution("check-jsonschema").locate_file(path)
 
-    jsonschema.validate(FILE, json.loads(found.read_text()))
+    jsonschema.validate(file, json.loads(found.read_text()))
 
 
 def test_what_comes_up_is_vllm_the_store_and_its_engine():
@@ -69,15 +76,15 @@ def test_an_image_of_ours_is_pinned_and_runs_as_nobody_special(name):
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_what_is_mounted_is_there(name):
-    for volume in SERVICES[name].get("volumes", []):
+    for volume in WITH_KEYS[name].get("volumes", []):
         source = volume.split(":")[0]
         assert (ROOT / source).exists() if source.startswith(".") else source in FILE["volumes"]
 
 
-def running(tmp_path, names, paths=None):
+def running(tmp_path, names, paths=None, services=SERVICES):
     inside = {"valkey": 6379, "sidecar": 8400, "vllm-cpu": 8000}
     ports = {name: {inside[name]: free_port()} for name in names}
-    return Stack(SERVICES, ports, programs(), tmp_path, paths)
+    return Stack(services, ports, programs(), tmp_path, paths)
 
 
 def test_the_store_and_its_engine_come_up_as_the_file_says_and_keep_what_they_took(tmp_path):
@@ -100,6 +107,35 @@ def test_the_store_and_its_engine_come_up_as_the_file_says_and_keep_what_they_to
         assert "Application shutdown complete" in stack.log("sidecar")
     finally:
         stack.stop_all()
+
+
+def test_with_keys_the_store_is_healthy_and_answers_only_who_has_one(tmp_path):
+    keys = Keys(tmp_path)
+    reader = keys.make("read")
+    paths = {"/run/secrets/keys": str(keys.path)}
+    stack = running(tmp_path, ["valkey", "sidecar"], paths, WITH_KEYS)
+    try:
+        for name in in_order(WITH_KEYS, {"sidecar"}):
+            stack.start(name)
+        with httpx.Client(base_url=stack.url("sidecar"), trust_env=False) as http:
+            assert http.get("/v1/summary").status_code == 401
+            assert http.get("/v1/summary", headers=bearer(reader)).status_code == 200
+            assert http.get("/metrics", headers=bearer(reader)).status_code == 200
+    finally:
+        stack.stop_all()
+
+
+def test_with_keys_every_caller_has_one():
+    for name in ("vllm", "vllm-cpu"):
+        file = WITH_KEYS[name]["environment"]["ROUTEREPLAY_API_KEY_FILE"]
+        assert [s["target"] for s in WITH_KEYS[name]["secrets"]] == [file.rpartition("/")[2]]
+    (plain, keyed) = (
+        yaml.safe_load((ROOT / "monitoring" / name).read_text())
+        for name in ("prometheus.yml", "prometheus.keys.yml")
+    )
+    (store,) = (job for job in keyed["scrape_configs"] if job["job_name"] == "routereplay-sidecar")
+    assert store.pop("authorization") == {"credentials_file": "/run/secrets/reader"}
+    assert keyed == plain
 
 
 @pytest.mark.vllm

@@ -25,13 +25,23 @@ FILE = ROOT / "docker-compose.yml"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
-def load(**variables: str) -> dict:
-    """Return the file with its variables replaced, as Compose does."""
+def load(path: Path = FILE) -> dict:
+    """Return a file with the defaults of its variables, as Compose fills them in."""
+    return yaml.safe_load(_VARIABLE.sub(lambda match: match[2] or "", path.read_text()))
 
-    def value(match):
-        return variables.get(match[1]) or match[2] or ""
 
-    return yaml.safe_load(_VARIABLE.sub(value, FILE.read_text()))
+def merged(below: dict, above: dict) -> dict:
+    """Return a service with an override: maps are joined, other lists than commands too."""
+    joined = dict(below)
+    for name, value in above.items():
+        old = below.get(name)
+        if isinstance(old, dict):
+            joined[name] = old | value
+        elif isinstance(old, list) and name != "command":
+            joined[name] = [*old, *value]
+        else:
+            joined[name] = value
+    return joined
 
 
 def in_order(services: dict, names: set[str]) -> list[str]:

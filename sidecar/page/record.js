@@ -56,7 +56,7 @@ function turnTable(view, draw) {
   });
   return card(view.kind === "trajectory" ? "Turns" : "Choices", "a row picks one for the heat map",
     table(heads, rows, { class: "turns" }),
-    h("div", { class: "facts" }, swatch("var(--faint)", "prompt without rows here"), swatch("var(--accent)", "prompt with rows"), swatch("var(--good)", "sampled")));
+    h("div", { class: "facts" }, swatch("var(--faint)", "rows not in this record"), swatch("var(--accent)", "prompt with rows"), swatch("var(--good)", "sampled")));
 }
 
 function swatch(tone, text) { return h("span", null, h("i", { class: "key", style: { background: tone } }), text); }

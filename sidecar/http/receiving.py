@@ -85,6 +85,8 @@ class _Rest(asyncio.BufferedProtocol):
         self._room = self._room[nbytes:]
         self._owner.count_body(nbytes)
         if not self._room:
+            # uvloop keeps the last protocol that had a buffer, and an empty view keeps the body.
+            self._room = memoryview(b"")
             self._owner.transport.set_protocol(self._owner)
             self._owner.after_body()
             if not self.done.done():

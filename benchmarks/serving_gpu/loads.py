@@ -85,7 +85,7 @@ class Load:
         return self._seen
 
     async def _post(self, tokens: list[int], output: int, session: str | None) -> list[int]:
-        body = {
+        body: dict[str, Any] = {
             "model": "m",
             "prompt": tokens,
             "max_tokens": output,
@@ -93,11 +93,11 @@ class Load:
             "ignore_eos": True,
             "return_token_ids": True,
         }
-        headers = {"X-Session-ID": session} if session else {}
+        if session:
+            # Known to every release; the header X-Session-ID to vLLM 0.28 and newer only.
+            body["vllm_xargs"] = {"trajectory_id": session}
         started = time.perf_counter()
-        async with self._http.post(
-            f"{self._url}/v1/completions", json=body, headers=headers
-        ) as response:
+        async with self._http.post(f"{self._url}/v1/completions", json=body) as response:
             text = await response.read()
         if response.status != 200:
             msg = f"status {response.status}: {text[:300]!r}"

@@ -7,7 +7,6 @@ is sealed all the same, with the reasons in its manifest, and a trainer refuses 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -91,11 +90,10 @@ class Watch:
         same[maybe] = (rows[maybe + 1] == rows[maybe]).all(axis=-1)
         breaks = np.flatnonzero(~same) + 1
         if len(breaks):
-            edges = [self._run_from, *(breaks + self._seen).tolist()]
-            self._runs += [
-                run for run in itertools.pairwise(edges) if run[1] - run[0] >= _STALE_RUN
-            ]
-            self._run_from = edges[-1]
+            edges = np.concatenate([[self._run_from], breaks + self._seen])
+            long = np.flatnonzero(np.diff(edges) >= _STALE_RUN)
+            self._runs += [(int(edges[run]), int(edges[run + 1])) for run in long]
+            self._run_from = int(edges[-1])
         self._last = rows[-1]
         self._seen += len(rows)
 

@@ -1,7 +1,7 @@
 """Short commands of the index: by redis-py wherever it is needed, and straight where not.
 
-redis-py spends 100 us of Python on a command, a connection of our own 30; a request of a
-few hundred bytes is ten commands, and little else.
+redis-py spends several times the Python on a command that a connection of our own does; a
+request of a few hundred bytes is ten commands, and little else.
 """
 
 from __future__ import annotations

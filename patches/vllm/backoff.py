@@ -21,14 +21,15 @@ class Breaker:
     def __init__(self, ceiling_s: float = 30.0, first_s: float = 0.2) -> None:
         self._ceiling_s = ceiling_s
         self._first_s = first_s
-        self._failures = 0
+        self.failures = 0
+        """In a row."""
         self._not_before = 0.0
         self._random = random.Random()
 
     @property
     def open(self) -> bool:
         """Whether the store is taken to be away."""
-        return self._failures >= _FAILURES_TO_OPEN
+        return self.failures >= _FAILURES_TO_OPEN
 
     def may_try(self, now: float) -> bool:
         """Whether the pause is over; `now` in monotonic seconds."""
@@ -36,13 +37,13 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The store took something."""
-        self._failures = 0
+        self.failures = 0
         self._not_before = 0.0
 
     def failed(self, now: float, retry_after_s: float = 0.0) -> None:
         """One more failure; the pause is never shorter than what the store asked for."""
-        longest = min(self._ceiling_s, self._first_s * 2 ** min(self._failures, 16))
-        self._failures += 1
+        longest = min(self._ceiling_s, self._first_s * 2 ** min(self.failures, 16))
+        self.failures += 1
         self._not_before = now + max(self._random.uniform(0, longest), retry_after_s)
 
     def hurry(self) -> None:

@@ -68,7 +68,7 @@ class Delivery:
         self._one_by_one = False
         """The store refused a POST as a whole: find out which frame it was."""
         self._disk_next = True
-        self._backlog_is_sent = True
+        self._memory_first = False
 
     @property
     def busy(self) -> bool:
@@ -91,18 +91,18 @@ class Delivery:
         return progress
 
     def finish(self, by: float) -> None:
-        """The process ends: send what is in memory, write the rest to disk, until `by`."""
-        backlog, self._backlog_is_sent = self._backlog, False
+        """The process ends: send what can be sent, write the rest to disk, until `by`."""
+        backlog, self._memory_first = self._backlog, True
         # Writing to disk is fast, and comes last.
         send_by = by if backlog is None else by - 0.4 * self._settings.flush_timeout_s
-        while self._in_memory and (now := time.monotonic()) < send_by:
-            if backlog is not None and self._breaker.open:
-                break
+        failures = self._breaker.failures
+        self._breaker.hurry()
+        while self.busy and (now := time.monotonic()) < send_by:
+            if backlog is not None and self._breaker.open and self._breaker.failures > failures:
+                break  # It was asked once more, and the disk is the better place.
             if not self.step(now):
                 self._breaker.hurry()
                 time.sleep(0.01 if self._courier.busy else 0.1)
-            if backlog is not None and self._batch is None:
-                break
         if backlog is None:
             return
         if self._batch is not None:
@@ -302,12 +302,12 @@ class Delivery:
 
     def _next_batch(self, now: float) -> Batch | None:
         """Take from memory and from disk in turns: neither waits for all of the other."""
-        self._disk_next = not self._disk_next
-        backlog = self._backlog if self._backlog_is_sent else None
-        if backlog is not None and self._disk_next:
+        backlog, self._disk_next = self._backlog, not self._disk_next
+        if backlog is None:
+            return self._from_memory()
+        if self._disk_next and not self._memory_first:
             return backlog.next_batch(now) or self._from_memory()
-        batch = self._from_memory()
-        return backlog.next_batch(now) if batch is None and backlog is not None else batch
+        return self._from_memory() or backlog.next_batch(now)
 
     def _from_memory(self) -> Batch | None:
         parcels: list[Parcel] = []

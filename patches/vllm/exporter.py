@@ -199,9 +199,10 @@ class Exporter:
                 self._thread.start()
 
     def _run(self) -> None:
-        work = self._work()
+        work: tuple[Outbox, Delivery, Guard] | None = None
         while True:
             try:
+                work = work or self._work()
                 self._work_on(*work)
                 return
             except BaseException:

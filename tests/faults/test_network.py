@@ -151,6 +151,7 @@ def test_b8_a_name_that_leads_elsewhere_is_looked_up_again(verdict, store, tmp_p
                 hosts.write_text("127.0.0.2 localhost routestore\n")
                 old.toxics = Toxics(refuse=True)
                 verdict.recovery_s = rejoined(loop, old.drop_connections)
+                loop.until(lambda r: r["records"].get("sealed", 0) > 100)
                 report = loop.drain()
                 judge(verdict, store.sidecar.url, loop)
     assert report["dropped"] == {}

@@ -142,6 +142,21 @@ def test_the_end_of_the_process_leaves_the_rest_on_disk_in_time(
     assert heir.stats().events["spool_adopted"] == 5
 
 
+def test_the_end_of_the_process_sends_what_is_on_disk_if_the_store_is_back(
+    make_exporter, make_store, make_info, make_rows, ending, root, port
+):
+    exporter = make_exporter(retry_ceiling_s=30)
+    for number in range(4):
+        record(exporter, make_info(number), [make_rows(5)], ending)
+    spooled(exporter, 20)
+    store = make_store(port)
+    exporter.close(5.0)
+
+    assert len(store.headers_of(Seal)) == 4
+    assert exporter.stats().acked.rows == 20
+    assert not list(root.glob("*"))
+
+
 def test_a_store_that_hangs_does_not_keep_the_end_from_the_disk(
     make_exporter, make_info, make_rows, ending
 ):

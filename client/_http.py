@@ -119,7 +119,12 @@ class Connections:
             except BaseException:
                 connection.close()
                 raise
-            self._give(connection, response)
+            if body and not 200 <= answer.status < 300:
+                # It may be answered before its end, and what the server says of the rest would
+                # be taken for the answer to the next request.
+                connection.close()
+            else:
+                self._give(connection, response)
             return answer
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ class EngineLoop:
             text=True,
         )
         until(lambda: self._report() is not None or self._ended(), 60)
+        self._files_at_start = self._report()["files"]
 
     def __enter__(self) -> EngineLoop:
         return self
@@ -105,9 +106,12 @@ class EngineLoop:
         return found
 
     def drain(self, timeout_s: float = 90.0) -> dict:
-        """Stop the load and wait until nothing waits."""
+        """Stop the load and wait until nothing waits and no descriptor is left behind."""
         self.tell("rate 0")
-        return self.until(lambda r: not r["live"] and not waiting_rows(r), timeout_s)
+        report = self.until(lambda r: not r["live"] and not waiting_rows(r), timeout_s)
+        # A connection, the spool's lock, and what is open just now.
+        assert report["files"] <= self._files_at_start + 6, report["files"]
+        return report
 
     def end(self, timeout_s: float = 30.0) -> float:
         """End it in the ordinary way; return the seconds that took."""

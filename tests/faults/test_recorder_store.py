@@ -168,9 +168,11 @@ def test_a07_what_is_refused_for_good_is_dropped_and_the_trainer_reads_why(verdi
         loop.until(lambda r: r["records"].get("dropped:rejected:too_large", 0) >= 3)
         report = loop.drain()
         found = judge(verdict, small.sidecar.url, loop, dropped=True)
-    assert report["records"]["sealed"] > 10 * report["records"]["dropped:rejected:too_large"]
+    assert report["records"]["sealed"] > 3 * report["records"]["dropped:rejected:too_large"]
     assert found.dropped
-    assert all("rejected:too_large" in message for message in found.dropped.values())
+    assert {"rejected:too_large" in message for message in found.dropped.values()} == {True}, (
+        found.dropped
+    )
     verdict.note = f"{len(found.dropped)} long prompts dropped, their neighbours kept"
 
 

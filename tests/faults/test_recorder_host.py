@@ -67,7 +67,9 @@ def test_a10_a_full_disk_is_counted_and_used_again(verdict, store, proxy, small_
         back(proxy)
         loop.drain()
         found = judge(verdict, store.sidecar.url, loop, dropped=True)
-    assert all("spool_full" in message for message in found.dropped.values())
+    # What comes while a write is under way finds the memory full.
+    reasons = {message.rpartition(" ")[2] for message in found.dropped.values()}
+    assert {"spool_full"} <= reasons <= {"spool_full", "queue_full"}, found.dropped
     verdict.note = f"{len(found.dropped)} records dropped as spool_full; spooled again after it"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 from collections import deque
 from contextlib import closing
@@ -448,9 +449,50 @@ def test_rows_that_come_after_the_end_are_counted_as_lost(make_exporter):
     assert exporter.full_reason == "shutdown"
 
 
-def test_a_unix_socket_serves_as_well(tmp_path, make_exporter, make_info, make_rows, ending):
-    import threading
+def test_what_a_store_says_late_of_one_post_is_no_answer_to_the_next(
+    make_exporter, make_info, make_rows, ending
+):
+    received = []
 
+    def answer(status, body):
+        return f"HTTP/1.1 {status} Because\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def serve(listener):
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as reader:
+                while line := reader.readline():
+                    length = 0
+                    while line != b"\r\n":
+                        if line.lower().startswith(b"content-length:"):
+                            length = int(line.split(b":")[1])
+                        line = reader.readline()
+                    frames = list(iter_frames(reader.read(length)))
+                    received.append(len(frames))
+                    if len(frames) > 1:
+                        connection.sendall(answer(413, b'{"code": "too_large"}'))
+                        time.sleep(0.05)
+                        connection.sendall(answer(400, b'{"code": "bad_request"}'))
+                    else:
+                        results = result_body([FrameResult(status=status_of(frames[0].header))])
+                        connection.sendall(answer(200, results))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        exporter = make_exporter(f"http://127.0.0.1:{listener.getsockname()[1]}", flush_age_s=30.0)
+        send(exporter, make_info(), [make_rows(5)], ending)
+        eventually(lambda: exporter.stats().records)
+        exporter.close(1.0)
+        listener.shutdown(socket.SHUT_RDWR)
+
+    assert received == [2, 1, 1]
+    assert exporter.stats().records == {"sealed": 1}
+
+
+def test_a_unix_socket_serves_as_well(tmp_path, make_exporter, make_info, make_rows, ending):
     path = str(tmp_path / "store.sock")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -494,6 +536,10 @@ def test_a_forked_child_starts_with_nothing(store, make_exporter, make_info, mak
     store.wait_seals(2)
 
     assert sorted(s.manifest.request_id for s in store.headers_of(Seal)) == ["cmpl-0", "cmpl-1"]
+
+
+def status_of(header):
+    return "sealed" if isinstance(header, Seal) else "staged"
 
 
 def request_of(header):

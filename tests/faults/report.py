@@ -15,7 +15,8 @@ acknowledged records. `./scripts/faults` makes this page; every row is a test in
 *Acked* counts the records that the store had acknowledged in a durability class that promises to
 survive the fault; *lost* and *wrong* are how many of them could not be read, or read with other
 bytes, afterwards. *Recovery* is from the end of the fault to the first success, on two noisy
-cores.
+cores. A *step* is one of a stand-in engine loop, 5 ms long, that drives the real recorder; without
+the fault the recorder also sends, so a step may be longer then.
 
 """
 _COLUMNS = """

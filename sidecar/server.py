@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 from types import FrameType
 
 import uvicorn
@@ -79,6 +80,10 @@ def create_server(settings: Settings) -> StoreServer:
     return StoreServer(config, runtime)
 
 
+def _ended_as_told(_: int, __: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -94,6 +99,9 @@ def serve(settings: Settings) -> None:
     except RouteReplayError as error:
         logger.error("%s: %s", error.code, error.message)
         raise SystemExit(3) from error
+    # uvicorn raises the signal again once it has stopped: a stop that was asked for and went
+    # well is no failure, and Python's own handler would end us with one.
+    signal.signal(signal.SIGTERM, _ended_as_told)
     server.run()
     faulthandler.cancel_dump_traceback_later()
     if not server.started:

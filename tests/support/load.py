@@ -85,8 +85,15 @@ class Load:
             for upload in self.offered:
                 name = upload.manifest.request_id
                 response = http.get(f"/v1/requests/{name}/routes")
+                deadline = time.monotonic() + 10
+                while response.status_code == 503 and time.monotonic() < deadline:
+                    # Not lost: the store asks to come again, as every client does.
+                    time.sleep(0.2)
+                    response = http.get(f"/v1/requests/{name}/routes")
                 if response.status_code != 200:
-                    verdict.lost += name in acked
+                    if name in acked:
+                        verdict.lost += 1
+                        verdict.note += f" {name}: {response.text[:300]}"
                     continue
                 _, rows, tokens = decode_routes(response)
                 same = np.array_equal(rows[0], upload.experts)

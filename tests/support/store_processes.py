@@ -103,6 +103,10 @@ class Sidecar:
             return httpx.get(f"{self.url}/readyz").status_code == 200
         return False
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 

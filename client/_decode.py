@@ -67,4 +67,5 @@ def _decode_item(item: RoutesItem, payload: memoryview) -> RoutedExperts:
         item.token_start,
         item.layer_start,
         item.parent,
+        item.sources,
     )

@@ -316,11 +316,11 @@ def _item(ready: Ready, rows_offset: int, tokens_offset: int) -> RoutesItem:
         tokens_offset=tokens_offset,
         tokens_nbytes=len(ready.tokens),
         parent=ready.parent,
-        sources=_sources(ready),
+        sources=sources_of(ready),
     )
 
 
-def _sources(ready: Ready) -> tuple[RowSource, ...]:
+def sources_of(ready: Ready) -> tuple[RowSource, ...]:
     """Return whose rows these are, or nothing if they are the record's own."""
     own = ready.manifest.request_id, ready.manifest.choice
     sources = [

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from routereplay.wire.errors import InvalidRoutes
-from routereplay.wire.records import RecordManifest
+from routereplay.wire.records import RecordManifest, RowSource
 
 DtypeName: TypeAlias = Literal["uint8", "uint16"]
 
@@ -79,6 +79,9 @@ class RoutedExperts:
 
     parent: int | None = None
     """In a trajectory: index of the turn that holds the rows before `token_start`."""
+
+    sources: tuple[RowSource, ...] = ()
+    """Of a request that is a delta: for which records its rows were captured; empty: for it."""
 
     @property
     def token_stop(self) -> int:

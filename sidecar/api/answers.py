@@ -118,6 +118,7 @@ def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
             "token_start": ready.token_start,
             "layer_start": ready.layer_start,
             "parent": ready.parent,
+            "sources": fetch.sources_of(ready),
             "token_ids": np.frombuffer(ready.tokens, "<i4").tolist(),
             "experts": rows.tolist(),
         }

@@ -9,6 +9,8 @@ import pytest
 from support.frames import delta_on, make_upload, parent_ref
 from support.route_store import decode_routes, results
 
+from routereplay.client import RouteStoreClient
+
 
 def chain(name, turns=4, **fields):
     """Deltas, each on the one before; with the rows that each token's row must equal."""
@@ -87,6 +89,22 @@ def test_npz_and_batches_are_whole_too(store):
     with np.load(io.BytesIO(archive.content)) as arrays:
         assert np.array_equal(arrays["experts"], expected[2])
     assert np.array_equal(rows, expected[2])
+    (item,) = store.get("/v1/requests/forms-2/routes", format="json").json()["items"]
+    assert item["experts"] == expected[2].tolist()
+    assert [source["request_id"] for source in item["sources"]] == ["forms-0", "forms-1", "forms-2"]
+
+
+def test_the_client_says_for_which_records_rows_were_captured(store):
+    uploads, expected = chain("client-chain", turns=3)
+    for upload in uploads:
+        store.put(upload)
+    with RouteStoreClient(store.sidecar.url) as client:
+        routes = client.fetch_request("client-chain-2")
+        own = client.fetch_request("client-chain-0")
+
+    assert np.array_equal(routes.experts, expected[2])
+    assert [source.rows for source in routes.sources] == [u.manifest.rows for u in uploads]
+    assert own.sources == ()
 
 
 def test_a_trajectory_of_deltas_sends_every_row_once(store):

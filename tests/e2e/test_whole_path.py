@@ -144,6 +144,19 @@ def test_stored_trajectories_are_compared_with_what_the_engine_says_of_them_now(
     assert again.mae < 1e-3
 
 
+def test_the_last_turn_alone_is_whole_though_it_recorded_only_its_new_rows(
+    store, checkpoint, episodes
+):
+    request_id = episodes[0].request_ids[-1]
+    with RouteStoreClient(store.base_url) as client:
+        routes = client.fetch_request(request_id)
+
+    assert routes.manifest.row_start > 0
+    assert routes.token_start == 0
+    assert [source.request_id for source in routes.sources] == episodes[0].request_ids
+    assert_rows_equal_the_reference(checkpoint, routes.token_ids, routes.experts)
+
+
 def test_a_request_is_found_by_its_id_and_by_the_clients_own(server, store, checkpoint):
     from openai import OpenAI
 

@@ -55,7 +55,8 @@ class NewRows:
         shared = self._of_first_choice(state, info)
         if shared is None and info.trajectory_id is not None:
             shared = known.find(info.trajectory_id, lineage, info.prompt_token_ids)
-        if shared is None:
+        if shared is None or shared.parent[:2] == _id_of(info)[:2]:
+            # The second: the same request once more, under the same id. It is no turn of its own.
             return info, lineage
         # Copied: the choices of a request share one object, and vLLM keeps it.
         params = copy.copy(request.sampling_params)

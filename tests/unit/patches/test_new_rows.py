@@ -100,6 +100,13 @@ def test_a_new_weight_version_begins_anew(engine):
     assert serve("d", [1, 2, 7, 3, 7, 4, 7, 5], "v2") == 6
 
 
+def test_a_request_that_is_sent_again_is_no_delta_on_itself(engine):
+    turn(engine, "chatcmpl-mine", [1, 2, 3])
+    again = engine.add("chatcmpl-mine", [1, 2, 3], session_id="episode")
+
+    assert engine.requests[again].sampling_params.routed_experts_prompt_start == 0
+
+
 def test_choices_of_a_request_leave_the_prompt_to_the_first(engine):
     parent = parent_of(3)
     requests = [engine.add("chatcmpl-a", [1, 2, 3, 4], parent, index) for index in range(3)]

@@ -53,7 +53,9 @@ def load_qwen3_moe(
 
     path = Path(path)
     shape = read_qwen3_moe_config(path)
-    config = transformer_config(shape, dtype, **config_overrides)
+    # Every weight is read from the checkpoint: drawing it first would take longer.
+    overrides = {"perform_initialization": False} | config_overrides
+    config = transformer_config(shape, dtype, **overrides)
     if shape.tied_embeddings and config.pipeline_model_parallel_size > 1:
         msg = f"{path} ties its embeddings, which are not loaded over pipeline stages; use pp1"
         raise ConversionError(msg)

@@ -105,9 +105,9 @@ def _save_rows(rows: Sequence[PackedRow], folder: Path) -> None:
 
 
 def _run_ranks(job: Job, folder: Path, timeout_s: float) -> None:
-    environment = dict(os.environ)
-    if job.device == "cpu":
-        environment.setdefault("OMP_NUM_THREADS", "1")
+    # Ranks whose threads are more than the cores spin, and take minutes for seconds of work.
+    threads = min(max((os.cpu_count() or 1) // (2 * job.topology.world_size), 1), 8)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     logs = [folder / f"rank-{rank}.log" for rank in range(job.topology.world_size)]
     processes = []
     for rank, path in enumerate(logs):

@@ -107,6 +107,12 @@ def _(store, names):
     store.engine.delete(_values(store, names[0])[0])
 
 
+@mutant("last turn deleted", "store")
+def _(store, names):
+    for name in names:
+        store.http.delete(f"/v1/requests/chatcmpl-{name}-1").raise_for_status()
+
+
 # --- stitch: turns to one sequence ------------------------------------------------------------
 
 

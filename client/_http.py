@@ -208,7 +208,7 @@ def _body(response: http.client.HTTPResponse, room: Room, body_s: float | None) 
     length = response.length
     if length is None:
         # Chunked, or until the end: from something that is not the store.
-        return memoryview(response.read(_LONGEST_REFUSAL))
+        return memoryview(_some(response, ends_at))
     # A refusal is read whatever room there is: it says why.
     is_good = 200 <= response.status < 300
     view = room(length) if is_good else fresh(min(length, _LONGEST_REFUSAL))
@@ -225,6 +225,17 @@ def _body(response: http.client.HTTPResponse, room: Room, body_s: float | None) 
     if not length:
         response.read()
     return view
+
+
+def _some(response: http.client.HTTPResponse, ends_at: float | None) -> bytes:
+    """Return the beginning of a body of unknown length, or fail if it drips in for too long."""
+    found = bytearray()
+    while len(found) < _LONGEST_REFUSAL and (piece := response.read1(_LONGEST_REFUSAL)):
+        found += piece
+        if ends_at is not None and time.monotonic() > ends_at:
+            msg = "an answer that does not end"
+            raise TimeoutError(msg)
+    return bytes(found[:_LONGEST_REFUSAL])
 
 
 def _joined(parts: Sequence[Buffer]) -> list[Buffer]:

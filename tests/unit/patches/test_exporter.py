@@ -1,5 +1,6 @@
 """The exporter against a real HTTP server: up, down, slow, refusing, overloaded."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -490,6 +491,29 @@ def test_what_a_store_says_late_of_one_post_is_no_answer_to_the_next(
 
     assert received == [2, 1, 1]
     assert exporter.stats().records == {"sealed": 1}
+
+
+def test_an_answer_that_drips_for_ever_is_given_up(
+    store, make_exporter, make_info, make_rows, ending
+):
+    def drip(handler, frames):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                handler.wfile.write(b"1\r\nx\r\n")
+                time.sleep(0.1)
+        return True
+
+    store.answers = [drip]
+    exporter = make_exporter(store.url, flush_age_s=30.0, request_timeout_s=0.5)
+    send(exporter, make_info(), [make_rows(5)], ending)
+    began = time.monotonic()
+    store.wait_seals(1)
+
+    assert time.monotonic() - began < 5
+    eventually(lambda: exporter.stats().records == {"sealed": 1})
 
 
 def test_a_unix_socket_serves_as_well(tmp_path, make_exporter, make_info, make_rows, ending):

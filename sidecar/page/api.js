@@ -34,7 +34,9 @@ function raw(text, path, filename) {
   return h("a", { href: path, download: filename, onclick: async (event) => {
     if (!sessionStorage.getItem(KEY)) return;
     event.preventDefault();
-    const address = URL.createObjectURL(await (await read(path)).blob());
+    const answer = await read(path).catch((error) => { show(problem(error)); });
+    if (!answer) return;
+    const address = URL.createObjectURL(await answer.blob());
     const link = h("a", filename ? { href: address, download: filename } : { href: address, target: "_blank" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(address), 60000);

@@ -9,9 +9,11 @@ async function record(kind, id, alive) {
   const heat = h("div", { id: "heat" });
   const list = h("div", null);
   const draw = async () => {
-    list.replaceChildren(turnTable(view, draw));
-    await drawHeat(view, heat, draw);
+    list.replaceChildren(turnTable(view, redraw));
+    await drawHeat(view, heat, redraw);
   };
+  // What goes wrong later, when a turn is picked, belongs where the heat map would be.
+  const redraw = () => draw().catch((error) => heat.replaceChildren(problem(error)));
   show(recordHead(view), list, heat);
   await draw();
 }

@@ -24,10 +24,21 @@ RESULTS = "compatibility.json"
 
 _ENVIRONMENTS = {
     "0.26.0": "`scripts/vllm-cpu-capture` gives its CPU kernel the capture hook that it lacks",
-    "0.30.0": "as released",
+    "0.30.0": "as released, with Triton's interpreter for speculation and adapters",
     "0.32.0": "Triton's interpreter runs its kernels (`scripts/vllm-cpu-triton`)",
 }
 """What had to be added to a CPU build, by version."""
+
+_NOT_SEEN = (
+    ("async scheduling", "the CPU platform switches it off; everything above ran without it"),
+    ("data parallel", "a CPU build has no all-to-all for experts: its first request ends it"),
+    ("LoRA", "a CPU build lacks the kernel (`moe_align_block_size`) for adapters of experts"),
+    (
+        "new weights in mid-request",
+        "spans are tested on the states that vLLM keeps (`weight_version_starts`), not on a server",
+    ),
+)
+"""What no CPU build can show."""
 
 
 def load_results() -> Results:
@@ -99,6 +110,8 @@ def page() -> str:
         f"| {name} | {' | '.join(_cell(results[v].get(name)) for v in results)} |"
         for name in behaviours
     ]
+    lines += ["", "No CPU build can show:", "", "| behaviour | why not |", "|---|---|"]
+    lines += [f"| {name} | {why} |" for name, why in _NOT_SEEN]
     lines += ["", "## Engines that are refused at start", "", "| what | why | way out |"]
     lines += ["|---|---|---|"]
     lines += [f"| {each.name} | {each.reason} | {each.way_out} |" for each in REFUSALS]

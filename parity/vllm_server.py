@@ -13,7 +13,7 @@ from pathlib import Path
 
 from routereplay.parity.child_server import ChildServer, free_port
 
-_CPU_ENVIRONMENT = {
+CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Three processes spin on two cores otherwise, and everything is six times slower.
@@ -76,7 +76,7 @@ class VllmServer(ChildServer):
         self.served_name = served_name
         port = free_port()
         on_cpu = device == "cpu"
-        of_device = _CPU_ENVIRONMENT if on_cpu else {}
+        of_device = CPU_ENVIRONMENT if on_cpu else {}
         variables = {**os.environ, **of_device, **(environment or {})}
         # The second start reads what the first one compiled.
         variables.pop("PYTHONDONTWRITEBYTECODE", None)

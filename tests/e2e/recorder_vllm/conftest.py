@@ -24,6 +24,8 @@ from routereplay.wire.records import Chunk, Drop, FrameResult, IngestResult, Sea
 
 ROOT = Path(__file__).parents[3]
 DENSE_LAYERS = (0,)
+WITHOUT_TAP = os.environ.get("ROUTEREPLAY_TEST_WITHOUT_TAP") == "1"
+PATIENCE_S = 1.0 if WITHOUT_TAP else 20.0
 CROWDED = (
     *("--num-gpu-blocks-override", "40", "--max-num-batched-tokens", "64", "--max-num-seqs", "16"),
 )
@@ -136,17 +138,17 @@ class Sink:
             self.problems.append(f"{key} was sealed with other content")
         self.records[key] = Record(manifest, experts, np.frombuffer(payload, dtype="<i4"))
 
-    def wait(self, request_id, choice=0, timeout_s=20.0):
+    def wait(self, request_id, choice=0, timeout_s=PATIENCE_S):
         return self.wait_for(lambda: self.records.get((request_id, choice)), timeout_s)
 
-    def wait_drop(self, request_id, timeout_s=20.0):
+    def wait_drop(self, request_id, timeout_s=PATIENCE_S):
         """Return the note that a request was lost."""
         return self.wait_for(
             lambda: next((drop for drop in self.drops if drop.request_id == request_id), None),
             timeout_s,
         )
 
-    def wait_for(self, look, timeout_s=20.0):
+    def wait_for(self, look, timeout_s=PATIENCE_S):
         deadline = time.monotonic() + timeout_s
         with self._arrived:
             while not (found := look()):
@@ -281,6 +283,8 @@ def start(moe_path, sink, plugin_path, tmp_path_factory):
 
     def server(*arguments, **environment):
         variables = {"ROUTEREPLAY_STORE_URL": sink.url, "PYTHONPATH": plugin_path, **environment}
+        if WITHOUT_TAP:
+            variables["ROUTEREPLAY_ENABLED"] = "0"
         log_path = tmp_path_factory.mktemp("log") / "moe.log"
         return VllmServer(moe_path, log_path=log_path, environment=variables, arguments=arguments)
 

@@ -33,10 +33,10 @@ def test_what_the_cache_has_is_recorded_again(api, sink, check):
 
 @pytest.mark.behaviour("preemption and recompute")
 def test_a_preempted_request_keeps_the_rows_that_its_tokens_were_sampled_from(api, sink, check):
-    asked = prompts(14, 64, seed=2)
+    asked = prompts(16, 64, seed=2)
     before = api.metric("vllm:num_preemptions_total")
     with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda prompt: api.complete(prompt, max_tokens=48), asked))
+        answers = list(pool.map(lambda prompt: api.complete(prompt, max_tokens=80), asked))
 
     assert api.metric("vllm:num_preemptions_total") > before
     for prompt, answer in zip(asked, answers, strict=True):

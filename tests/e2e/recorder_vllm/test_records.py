@@ -171,13 +171,14 @@ def test_the_policy_version_of_the_request_covers_its_tokens(api, sink):
 def test_a_client_that_disconnects_leaves_the_rows_so_far(api, sink, reference):
     events = api.events("/v1/completions", prompt="going away", max_tokens=900)
     first = next(events)
-    for _ in range(20):
+    # Soon: a slow client would be told the whole text before it hangs up.
+    for _ in range(3):
         next(events)
     events.close()
     record = sink.wait(first["id"])
 
     assert record.manifest.finish_reason == "abort"
-    assert 20 <= record.manifest.completion_len < 900
+    assert 3 <= record.manifest.completion_len < 900
     assert record.manifest.complete
     expected = reference.experts(record.token_ids)[:-1]
     assert np.array_equal(np.sort(record.experts, -1), expected)

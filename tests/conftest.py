@@ -9,6 +9,8 @@ settings.load_profile("routereplay")
 
 _ONE_SERVER = "tests/e2e/recorder_vllm/"
 """Files that share one vLLM server: they stay with one worker, or each would start its own."""
+_OWN_SERVERS = ("test_engine_features", "test_installed", "test_outputs", "test_silent_failures")
+"""Files of that folder that start others, or none."""
 _LONG = ("tests/e2e/", "tests/packaging/", "tests/integration/")
 """Begun first, so that no worker sits before the last long file while the others are done."""
 
@@ -22,7 +24,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return _ONE_SERVER if nodeid.startswith(_ONE_SERVER) else super()._split_scope(nodeid)
+            name = nodeid.removeprefix(_ONE_SERVER)
+            shares = name != nodeid and not name.startswith(_OWN_SERVERS)
+            return _ONE_SERVER if shares else super()._split_scope(nodeid)
 
         def _assign_work_unit(self, node):
             # The queue is in order of the number of tests when it is used first.

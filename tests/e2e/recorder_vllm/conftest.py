@@ -240,6 +240,11 @@ class Api:
         return total
 
 
+def pytest_collection_modifyitems(items):
+    """Let the file that ends the shared server come last."""
+    items.sort(key=lambda item: item.path == Path(__file__).with_name("test_shutdown.py"))
+
+
 @pytest.fixture(scope="session")
 def plugin_path(tmp_path_factory):
     """Where a server process finds the package and its entry point, installed or not."""

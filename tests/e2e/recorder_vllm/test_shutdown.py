@@ -1,4 +1,4 @@
-"""Ends the shared server, so it is the last file of this folder."""
+"""Ends the shared server, so it is the last file of all (`conftest.py`)."""
 
 import pytest
 

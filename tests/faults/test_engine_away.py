@@ -1,6 +1,9 @@
 """D: the engine is frozen, full, misconfigured, flushed, a replica, or another one."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -200,6 +203,18 @@ def test_d15_slots_may_move_under_load(verdict, tmp_path):
             load.judge(verdict)
         finally:
             sidecar.stop()
+
+
+@pytest.mark.fault("D15", "the contract of the store on a cluster", injected="one node, all slots")
+def test_d15_the_contract_holds_on_a_cluster(verdict):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ROUTEREPLAY_FAULTS")}
+    environment["ROUTEREPLAY_TEST_ENGINES"] = "cluster"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract"]
+    ended = subprocess.run(
+        [*command, "-k", "cluster"], env=environment, capture_output=True, text=True, check=False
+    )
+    verdict.note = ended.stdout.strip().splitlines()[-1]
+    assert ended.returncode == 0, ended.stdout[-3000:]
 
 
 def _since(moment):

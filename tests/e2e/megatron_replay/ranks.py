@@ -23,7 +23,7 @@ class Rank:
         import sharding
         from megatron.core import parallel_state
 
-        from routereplay.patches.megatron import enable_router_replay
+        from routereplay.patches.megatron import ReplayWatch, enable_router_replay
 
         self.layout = layout
         self.source = source
@@ -34,6 +34,7 @@ class Rank:
         self.context_rank = parallel_state.get_context_parallel_rank()
         data_size = parallel_state.get_data_parallel_world_size()
         self.seeds = range(parallel_state.get_data_parallel_rank(), MICROBATCHES, data_size)
+        self.watch = ReplayWatch(group=_group_of_rows(layout))
         self.outputs = {}
         self._begun = {}
 
@@ -59,6 +60,9 @@ class Rank:
 
                 loss = weighted_loss(output, batch, lambda v: self._cut(batch, v))
                 losses[seed], self.outputs[seed] = loss.item(), output.detach()
+                if not forward_only:
+                    sampled = self._cut(batch, self.reference.outputs[seed])
+                    self.watch.logprobs(-output, -sampled)
                 return loss, {}
 
             return output, loss_func
@@ -168,6 +172,7 @@ def facts_of(rank):
         scored = rank.run(forward_only=True)
     losses = rank.run()
     report = rank.replay.last_step
+    numbers = rank.watch.finish(report, step=1)
     finalize = finalize_model_grads
     if rank.layout.fault is not None:
         finalize = getattr(faults, rank.layout.fault)
@@ -176,6 +181,7 @@ def facts_of(rank):
     gradients = {name: parameter.main_grad.clone() for name, parameter in named}
     facts = {
         "losses": losses,
+        "numbers": numbers,
         "scored_equal": scored == losses,
         "output_difference": rank.output_difference(),
         "differences": sharding.differences(rank.chunks, gradients, rank.reference.gradients),
@@ -196,6 +202,15 @@ def facts_of(rank):
             again = rank.run(forward_only=True)
         facts["update_moved_losses"] = all(again[seed] != loss for seed, loss in losses.items())
     return facts
+
+
+def _group_of_rows(layout):
+    """Return the ranks among which the rows of all microbatches are divided."""
+    from megatron.core import parallel_state
+
+    if layout.size("tensor_model_parallel_size") > 1 and not layout.scores_only:
+        return parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def facts_of_scoring(rank):

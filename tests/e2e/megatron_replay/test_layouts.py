@@ -128,6 +128,26 @@ def test_each_router_runs_once_a_microbatch_and_recomputes_once(runs, case):
 
 
 @outermost
+@pytest.mark.parametrize("case", FULL)
+def test_the_numbers_of_all_ranks_are_of_every_row_once(runs, case):
+    layout = LAYOUTS[case.split("@")[0]]
+    # Of 24 rows a padded batch has 2 last tokens; a packed one 3, and 8 padded slots.
+    kinds = (
+        {"replayed": 13, "live": 3, "padding": 8} if layout.packed else {"replayed": 22, "live": 2}
+    )
+    expected = {"replayed": 0, "live": 0, "padding": 0, "missing": 0} | {
+        kind: rows * MICROBATCHES for kind, rows in kinds.items()
+    }
+    for rank, layers in zip(runs.ranks(case), layout.layers, strict=True):
+        numbers = rank["numbers"]
+        found = {kind: numbers[f"routereplay/rows_{kind}"] for kind in expected}
+        assert found == (expected if layers else dict.fromkeys(expected, 0))
+        if rank["losses"]:
+            assert numbers["routereplay/logprob_error"] < 1e-6
+            assert numbers["routereplay/ratio_max"] == pytest.approx(1.0, abs=3e-6)
+
+
+@outermost
 @pytest.mark.parametrize("name", ["cp2-zigzag", "cp2-zigzag-thd"])
 def test_the_zigzag_helpers_give_the_rows_that_the_trainer_cuts(runs, name):
     assert [rank["helpers_agree"] for rank in runs.ranks(f"{name}@full")] == [True, True]

@@ -265,6 +265,10 @@ class BoundedProtocol(HttpToolsProtocol):
             # than the one that is at fault.
             self.transport.abort()
             return
+        if cycle is not None and cycle.response_complete and self._receiving == "body":
+            # Answered already: on a kept connection a second answer would be the next request's.
+            self.transport.close()
+            return
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()

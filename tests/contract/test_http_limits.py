@@ -85,6 +85,19 @@ def test_a_body_below_the_least_rate_is_sent_away(store):
     assert until(lambda: "routereplay_ingest_inflight_bytes 0.0" in store.get("/metrics").text)
 
 
+def test_a_body_that_was_refused_before_it_came_has_one_answer(store):
+    before = closed(store, "unwanted")
+    with connected(store, HEAD + b"Content-Length: 1000000000\r\n\r\n") as raw:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(80):
+                raw.sendall(bytes(1 << 20))
+        answers = read_all(raw)
+
+    assert answers.startswith(b"HTTP/1.1 413 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert closed(store, "unwanted") == before + 1
+
+
 def test_a_slow_body_above_the_least_rate_is_taken(store):
     body = make_upload("slow-but-steady", prompt_len=20_000, chunk_rows=5000).body
     with connected(store, HEAD + b"Content-Length: %d\r\n\r\n" % len(body)) as raw:

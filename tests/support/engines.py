@@ -153,5 +153,6 @@ class Cluster:
     @staticmethod
     def is_ok(client: redis.Redis) -> bool:
         info = client.execute_command("CLUSTER", "INFO")
-        state = info.get("cluster_state") if isinstance(info, dict) else info.decode()
-        return "ok" in state
+        if isinstance(info, dict):
+            return info.get("cluster_state") == "ok"
+        return "cluster_state:ok" in info.decode()

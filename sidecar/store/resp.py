@@ -10,82 +10,40 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from redis import exceptions as refusals
 
+from routereplay.sidecar.store.one_call import Command, OneCall, Place
 from routereplay.wire.digest import Buffer
 
-Command: TypeAlias = Sequence[Buffer]
 Reply: TypeAlias = bytes | int | refusals.ResponseError | None
 """A status, a number, the length of a string, no string, or what the engine refuses."""
-
-Place: TypeAlias = memoryview | None
-"""Where one reply's string is received if it has exactly that length, or nowhere."""
 
 _HEAD_BYTES = 16 * 1024
 _LINE_BYTES = 8 * 1024
 
 
-class RespConnection(asyncio.BufferedProtocol):
-    """One connection; used by one caller at a time."""
+class RespConnection(OneCall, asyncio.BufferedProtocol):
+    """One connection."""
 
     def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
+        super().__init__()
         self._head = bytearray(_HEAD_BYTES)
         self._have = 0
         self._expected: deque[Place] = deque()
-        self._replies: list[Reply] = []
-        self._done: asyncio.Future[list[Reply]] | None = None
         self._body: memoryview | None = None
         """What is left to fill of the string that is being received."""
         self._skip = 0
         """Bytes to throw away: the end of a string, or one that does not fit."""
 
-    async def call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Reply]:
-        """Send commands at once and return their replies, in order.
-
-        Raises:
-            redis.exceptions.ConnectionError: it is broken, and so is every later call.
-        """
-        if self._transport is None or self._done is not None:
-            msg = "the connection is closed or busy"
-            raise refusals.ConnectionError(msg)
+    def _send(
+        self, transport: asyncio.Transport, commands: Sequence[Command], places: Sequence[Place]
+    ) -> None:
         self._expected.extend(places)
-        self._replies = []
-        self._done = asyncio.get_running_loop().create_future()
-        self._transport.writelines([piece for command in commands for piece in packed(command)])
-        try:
-            return await self._done
-        except BaseException:
-            # Replies may be on their way that nobody waits for.
-            self.abort()
-            raise
-        finally:
-            self._done = None
-
-    def abort(self) -> None:
-        """Close at once."""
-        if self._transport is not None:
-            self._transport.abort()
-            self._transport = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be used."""
-        return self._transport is not None and not self._transport.is_closing()
+        transport.writelines([piece for command in commands for piece in packed(command)])
 
     # The protocol.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        # uvloop's has the methods and not the class.
-        self._transport = cast("asyncio.Transport", transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the call that waits."""
-        self._transport = None
-        self._fail(refusals.ConnectionError(f"the engine closed the connection ({exc})"))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go: the wanted memory, if a string is coming."""
@@ -166,12 +124,8 @@ class RespConnection(asyncio.BufferedProtocol):
 
     def _finish(self) -> None:
         is_whole = not self._expected and self._body is None and not self._skip
-        if is_whole and self._done is not None and not self._done.done():
-            self._done.set_result(self._replies)
-
-    def _fail(self, error: Exception) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(error)
+        if is_whole:
+            self._succeed()
 
 
 def packed(command: Command) -> list[Buffer]:

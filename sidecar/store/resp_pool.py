@@ -9,7 +9,8 @@ from typing import Any
 from redis import exceptions as refusals
 from redis.asyncio.connection import parse_url
 
-from routereplay.sidecar.store.resp import Command, Place, RespConnection
+from routereplay.sidecar.store.one_call import Command, Place
+from routereplay.sidecar.store.resp import RespConnection
 from routereplay.sidecar.store.resp_replies import ReplyConnection
 
 SCHEMES = ("redis://", "unix://")

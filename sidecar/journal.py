@@ -8,7 +8,6 @@ be written is counted and forgotten. Reading costs what is new since the last re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from routereplay.sidecar.metrics import Metrics
+from routereplay.sidecar.periodic import Periodic
 from routereplay.wire.errors import RouteReplayError
 from routereplay.wire.frame import Frame
 from routereplay.wire.ids import normalize_id
@@ -90,19 +90,15 @@ class Journal:
         self._seen: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._position = ""
         self._reading = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        self._writing = Periodic(self.flush, FLUSH_EVERY_S)
 
     def start(self) -> None:
         """Begin to write what is noted; called on the event loop."""
-        self._task = asyncio.create_task(self._write_for_ever())
+        self._writing.start()
 
     async def stop(self) -> None:
         """Write what is left, if the engine takes it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._writing.stop()
         await self.flush()
 
     def note(self, event: Event) -> None:
@@ -145,15 +141,6 @@ class Journal:
     async def sealed(self) -> list[Bucket]:
         """Return what was sealed within the life of a record, in order of time."""
         return await self._log.sealed(time.time())
-
-    async def _write_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            try:
-                await self.flush()
-            except Exception:
-                # A view must not end for good because one write of it failed strangely.
-                logger.exception("recent events could not be written")
 
 
 def _sealed(seal: Seal) -> Event:

@@ -42,6 +42,17 @@ class Episode:
     token_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """`[tokens]` int32, rendered by the trainer's own tokenizer and chat template."""
 
+    @property
+    def samples_per_turn(self) -> int:
+        """Choices asked for with each request."""
+        return 2 if self.style == "two choices" else 1
+
+    @property
+    def choices(self) -> list[tuple[str, int]]:
+        """Request id and index of every choice of every turn."""
+        indices = range(self.samples_per_turn)
+        return [(request_id, index) for request_id in self.request_ids for index in indices]
+
 
 STYLES = {
     "plain": "a plain conversation",
@@ -98,7 +109,7 @@ class Agent:
             "max_tokens": self._max_tokens,
             "temperature": 1.0,
             "seed": seed,
-            "n": 2 if episode.style == "two choices" else 1,
+            "n": episode.samples_per_turn,
             "logprobs": True,
             "top_logprobs": ASKED,
             "extra_headers": {"X-Session-ID": episode.trajectory_id},

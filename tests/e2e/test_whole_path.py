@@ -9,17 +9,16 @@ import contextlib
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from end_to_end.agent import STYLES, Agent
 from end_to_end.batch import fetch, pack
+from support.engine_core import engine_core_of, held_still
 from support.hf_reference import assert_rows_equal_the_reference
 
 from routereplay.client import MisalignedRoutes, ModelShape, RouteStoreClient, stitch
@@ -297,7 +296,7 @@ def test_an_open_request_is_pending_and_never_partial(server, store):
     with RouteStoreClient(store.base_url) as client:
         for attempt in range(10):
             request_id = f"long-one-{attempt}"
-            with _started(server, request_id), _stopped(_engine_of(server.pid)):
+            with _started(server, request_id), held_still(engine_core_of(server.pid)):
                 if not _ended(client, request_id):
                     _stays_pending(client, request_id)
                     break
@@ -322,26 +321,6 @@ def _started(server, request_id):
         lines = response.iter_lines()
         next(lines)
         yield lines
-
-
-def _engine_of(pid):
-    """Process id of the engine core that a server's front end started."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (engine,) = (
-        int(child)
-        for child in children
-        if b"EngineCore" in Path(f"/proc/{child}/cmdline").read_bytes()
-    )
-    return engine
-
-
-@contextlib.contextmanager
-def _stopped(pid):
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def _ended(client, request_id):

@@ -201,6 +201,7 @@ class Api:
         self._server = server
         self.http = httpx.Client(base_url=server.base_url, trust_env=False, timeout=120.0)
         self.model = server.served_name
+        self.server_pid = server.pid
 
     def fresh(self):
         """Return another client, on a connection of its own."""

@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import triton.backends
+from support.engine_core import engine_core_of
 
 from routereplay.patches.vllm.releases import AUX_OUTPUT
 
@@ -105,18 +105,7 @@ def test_open_requests_of_an_engine_that_dies_are_lost_by_name(start, sink):
         reader.start()
         assert seen.wait(60)
         time.sleep(0.3)
-        os.kill(engine_of(server.pid), signal.SIGKILL)
+        os.kill(engine_core_of(server.pid), signal.SIGKILL)
 
         assert sink.wait_drop(ids[0]).reason == "engine_error"
         reader.join(30)
-
-
-def engine_of(server_pid):
-    """Return the process id of the server's engine."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            command = (status.parent / "cmdline").read_bytes()
-            if parent == server_pid and b"EngineCore" in command:
-                return int(status.parent.name)
-    raise AssertionError(f"no engine below {server_pid}")

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from support.engine_core import engine_core_of, held_still
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -161,8 +162,9 @@ def test_a_turn_after_a_stop_string_and_after_an_abort_is_whole(api, sink, whole
     first = next(events)
     for _ in range(5):
         next(events)
-    events.close()
-    aborted = sink.wait(first["id"])
+    with held_still(engine_core_of(api.server_pid)):
+        events.close()
+        aborted = sink.wait(first["id"])
     prompt = [*aborted.token_ids.tolist(), *draw(28, 4)]
     manifest = whole(api.complete(prompt, session, max_tokens=4), prompt)
 

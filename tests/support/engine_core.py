@@ -1,0 +1,27 @@
+"""The process of vLLM that computes: found below a server, and held still."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+
+def engine_core_of(server_pid):
+    """Process id of the engine core that a server's front end started."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == server_pid and b"EngineCore" in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+    msg = f"no engine core below process {server_pid}"
+    raise LookupError(msg)
+
+
+@contextlib.contextmanager
+def held_still(pid):
+    """Stop a process inside, so that nothing of it can end while it is looked at."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

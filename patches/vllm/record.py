@@ -68,8 +68,8 @@ class OpenRecord:
     """A request in progress, as the event loop sees it."""
 
     __slots__ = (
-        *("extra_args", "info", "lineage", "muted", "owed", "rows", "shown"),
-        *("source", "state", "strip"),
+        *("extra_args", "info", "lineage", "muted", "not_recorded", "owed", "rows"),
+        *("shown", "source", "state", "strip"),
     )
 
     def __init__(
@@ -90,6 +90,8 @@ class OpenRecord:
         """`vllm_xargs` of the request."""
         self.strip = strip
         """Take the rows away from vLLM, so that the response does not carry them."""
+        self.not_recorded = ""
+        """Why it is not recorded, if it is not."""
         self.muted = False
         """Not recorded, or lost: its rows are taken away and go nowhere."""
         self.shown: list[np.ndarray] | None = None

@@ -7,8 +7,9 @@ packed = pack_thd(episodes, token_ids, cu_seqlens=cu_seqlens)
 
 from routereplay.client._bundle_manifest import BundledTrajectory
 from routereplay.client._bundle_saving import BundleBatch
+from routereplay.client.async_client import AsyncRouteStoreClient
+from routereplay.client.blocking_client import RouteStoreClient
 from routereplay.client.bundle import ReplayBundle
-from routereplay.client.clients import AsyncRouteStoreClient, RouteStoreClient
 from routereplay.client.errors import (
     BundleNotFound,
     CoverageError,

@@ -65,7 +65,7 @@ def fetch_request(
 ) -> Operation[RoutedExperts]:
     """Fetch one choice of one request."""
     params = {"choice": str(choice)} | _slices(layers, tokens) | _wait(wait_s)
-    path = f"/v1/requests/{_quoted(request_id)}/routes"
+    path = f"{_request_path(request_id)}/routes"
     call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take, decode=decode_routes)
     items: list[RoutedExperts]
     _, items = yield call
@@ -81,7 +81,7 @@ def fetch_trajectory(
 ) -> Operation[Trajectory]:
     """Fetch all turns of one trajectory in one frame."""
     params = _slices(layers, tokens) | _wait(wait_s)
-    path = f"/v1/trajectories/{_quoted(trajectory_id)}/routes"
+    path = f"{_trajectory_path(trajectory_id)}/routes"
     room = Room(out).take
     call = Call("GET", path, params, wait_s=wait_s, room=room, decode=decode_trajectories)
     trajectories: list[Trajectory]
@@ -134,10 +134,16 @@ def fetch_requests(
     return found
 
 
-def get_json(path: str, item_id: str) -> Operation[dict[str, Any]]:
-    """Read a manifest."""
-    manifest: dict[str, Any] = yield Call("GET", path + _quoted(item_id), decode=_json)
-    return manifest
+def describe_request(request_id: str) -> Operation[dict[str, Any]]:
+    """Read what the store knows of a request."""
+    answer: dict[str, Any] = yield Call("GET", _request_path(request_id), decode=_json)
+    return answer
+
+
+def describe_trajectory(trajectory_id: str) -> Operation[dict[str, Any]]:
+    """Read what the store knows of a trajectory."""
+    answer: dict[str, Any] = yield Call("GET", _trajectory_path(trajectory_id), decode=_json)
+    return answer
 
 
 def read_json(path: str, limit: int | None = None) -> Operation[dict[str, Any]]:
@@ -147,9 +153,14 @@ def read_json(path: str, limit: int | None = None) -> Operation[dict[str, Any]]:
     return answer
 
 
-def delete(path: str, item_id: str) -> Operation[None]:
-    """Delete a request or a trajectory."""
-    yield Call("DELETE", path + _quoted(item_id))
+def delete_request(request_id: str) -> Operation[None]:
+    """Delete all choices of a request."""
+    yield Call("DELETE", _request_path(request_id))
+
+
+def delete_trajectory(trajectory_id: str) -> Operation[None]:
+    """Delete a trajectory and all its turns."""
+    yield Call("DELETE", _trajectory_path(trajectory_id))
 
 
 def error_of(status: int, body: bytes) -> RouteReplayError:
@@ -216,8 +227,12 @@ def _batches(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
 
 
-def _quoted(text: str) -> str:
-    return quote(normalize_id(text), safe="")
+def _request_path(request_id: str) -> str:
+    return f"/v1/requests/{quote(normalize_id(request_id), safe='')}"
+
+
+def _trajectory_path(trajectory_id: str) -> str:
+    return f"/v1/trajectories/{quote(normalize_id(trajectory_id), safe='')}"
 
 
 def _bounds(span: range | None) -> tuple[int, int] | None:

@@ -6,11 +6,14 @@ Shape legend: T tokens, L layers, K topk, E experts.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 
-from routereplay.sidecar.fetch import Ready, Response
+from routereplay.sidecar.fetch import Response
+from routereplay.sidecar.ready import Ready
+from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import BadRequest
 from routereplay.wire.load import expert_counts, layer_loads, without_dense
 from routereplay.wire.routes import numpy_dtype
@@ -37,21 +40,24 @@ async def expert_load(
     if turn is not None and not 0 <= turn < len(found.items):
         msg = f"turn={turn}; {len(found.items)} turns are sealed, from 0"
         raise BadRequest(msg)
-    items = found.items if turn is None else [found.items[turn]]
-    shapes = {_geometry(ready) for ready in items}
+    items = dict(enumerate(found.items))
+    if turn is not None:
+        items = {turn: items[turn]}
+    shapes = {_geometry(ready) for ready in items.values()}
     if len(shapes) != 1:
         msg = f"the turns come from models of different shapes: {sorted(shapes)}; ask for turn="
         raise BadRequest(msg)
-    nbytes = sum(ready.nbytes for ready in items)
+    nbytes = sum(ready.nbytes for ready in items.values())
     if nbytes > MAX_COUNTED_BYTES:
         msg = f"{nbytes} bytes of routes; at most {MAX_COUNTED_BYTES} are counted: narrow tokens="
         raise BadRequest(msg)
-    first, manifest = items[0], items[0].manifest
+    first = next(iter(items.values()))
+    manifest = first.manifest
     experts = manifest.num_experts
     counts_LE = np.zeros((first.layers, experts), np.int64)
     rows = 0
-    for ready in items:
-        rows += await _count(found, ready, policy, counts_LE)
+    for number, ready in items.items():
+        rows += await _count(found.rows(number), ready, policy, counts_LE)
     counts_LE = without_dense(counts_LE)
     return {
         "model": manifest.model,
@@ -71,11 +77,13 @@ async def expert_load(
     }
 
 
-async def _count(found: Response, ready: Ready, policy: str | None, counts_LE: np.ndarray) -> int:
+async def _count(
+    rows: AsyncIterator[Buffer], ready: Ready, policy: str | None, counts_LE: np.ndarray
+) -> int:
     """Add the rows of one item to the counts; return how many were counted."""
     spans = _spans(ready, policy)
     at, counted = ready.token_start, 0
-    async for buffer in found.rows(ready):
+    async for buffer in rows:
         rows_TLK = np.frombuffer(buffer, numpy_dtype(ready.manifest.dtype)).reshape(
             -1, len(counts_LE), ready.manifest.topk
         )

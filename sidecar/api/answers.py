@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from routereplay.sidecar import fetch
 from routereplay.sidecar.api.params import Format
 from routereplay.sidecar.metrics import Metrics
+from routereplay.sidecar.ready import sources_of
 from routereplay.wire.errors import BadRequest
 from routereplay.wire.routes import numpy_dtype
 from routereplay.wire.version import MEDIA_TYPE
@@ -34,7 +35,7 @@ async def answer(found: fetch.Response, form: Format, metrics: Metrics) -> Respo
             f"{MAX_CONVERTED_BYTES}); narrow tokens= or layers=, or leave out format="
         )
         raise BadRequest(msg)
-    arrays = [await _rows(found, ready) for ready in found.items]
+    arrays = [await _rows(found, number) for number in range(len(found.items))]
     if form == "npz":
         body = await asyncio.to_thread(_npz, found, arrays)
         return Response(body, media_type="application/zip")
@@ -83,9 +84,10 @@ class _Kept(Response):
         await send({"type": "http.response.body", "body": payload})
 
 
-async def _rows(found: fetch.Response, ready: fetch.Ready) -> np.ndarray:
+async def _rows(found: fetch.Response, number: int) -> np.ndarray:
     """Return an item's rows, `[tokens, layers, topk]`."""
-    rows = b"".join([bytes(buffer) async for buffer in found.rows(ready)])
+    ready = found.items[number]
+    rows = b"".join([bytes(buffer) async for buffer in found.rows(number)])
     return np.frombuffer(rows, numpy_dtype(ready.manifest.dtype)).reshape(
         ready.rows, ready.layers, ready.manifest.topk
     )
@@ -118,7 +120,7 @@ def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
             "token_start": ready.token_start,
             "layer_start": ready.layer_start,
             "parent": ready.parent,
-            "sources": fetch.sources_of(ready),
+            "sources": sources_of(ready),
             "token_ids": np.frombuffer(ready.tokens, "<i4").tolist(),
             "experts": rows.tolist(),
         }

@@ -1,0 +1,125 @@
+"""The payload of an answer: read and hashed once, then sent from where it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+
+from routereplay.sidecar.reading import INLINE_BYTES, Piece, placed, read_rows
+from routereplay.sidecar.ready import Ready
+from routereplay.sidecar.room import Room
+from routereplay.sidecar.store.base import Blobs
+from routereplay.sidecar.store.windows import windows
+from routereplay.wire.digest import Buffer, RunningDigest, digest
+from routereplay.wire.errors import CorruptRecord, RouteReplayError, RoutesExpired
+from routereplay.wire.frame import aligned, padding
+
+KEEP_BYTES = 64 * 1024 * 1024
+"""Longest payload that is kept between hashing and sending; of a longer one rows are read twice."""
+
+_room = Room(4 * KEEP_BYTES)
+
+
+class Payload:
+    """Rows and token ids of items, in order, each 64-aligned.
+
+    Rows of all items are read side by side, into the memory that is sent.
+    """
+
+    def __init__(self, blobs: Blobs, items: Sequence[Ready]) -> None:
+        self._blobs = blobs
+        self._items = items
+        self.offsets: list[tuple[int, int]] = []
+        """Where each item's rows and tokens begin."""
+        offset = 0
+        for ready in items:
+            tokens_at = aligned(offset + ready.nbytes)
+            self.offsets.append((offset, tokens_at))
+            offset = aligned(tokens_at + len(ready.tokens))
+        self.nbytes = offset
+        self.kept: memoryview | None = None
+        """All of it, if it is not too long to be kept."""
+
+    async def load(self) -> dict[int, RouteReplayError]:
+        """Read all rows and set their digests; return the error of each item that has one."""
+        kept = _room.take(self.nbytes) if self.nbytes <= KEEP_BYTES else None
+        if kept is None:
+            return await self._hash()
+        wanted: list[Piece] = []
+        owner_of: list[int] = []
+        for number, (ready, (rows_at, tokens_at)) in enumerate(self._placed()):
+            _fill(kept, rows_at + ready.nbytes, ready.tokens, tokens_at)
+            found = placed(ready.pieces, kept[rows_at:])
+            wanted += found
+            owner_of += [number] * len(found)
+        errors = await read_rows(self._blobs, wanted)
+        if errors:
+            return {owner_of[number]: error for number, error in errors.items()}
+        for ready, (rows_at, _) in self._placed():
+            await _hash_rows(ready, kept[rows_at : rows_at + ready.nbytes])
+        self.kept = kept.toreadonly()
+        return {}
+
+    async def rows(self, number: int) -> AsyncIterator[Buffer]:
+        """Yield the rows of an item."""
+        ready, (rows_at, _) = self._items[number], self.offsets[number]
+        if self.kept is not None:
+            yield self.kept[rows_at : rows_at + ready.nbytes]
+            return
+        async for buffer in self._read(ready):
+            yield buffer
+
+    async def stream(self) -> AsyncIterator[Buffer]:
+        """Yield all of it."""
+        if self.kept is not None:
+            yield self.kept
+            return
+        for ready in self._items:
+            async for buffer in self._read(ready):
+                yield buffer
+            yield padding(ready.nbytes)
+            yield ready.tokens
+            yield padding(len(ready.tokens))
+
+    def _placed(self) -> list[tuple[Ready, tuple[int, int]]]:
+        return list(zip(self._items, self.offsets, strict=True))
+
+    async def _hash(self) -> dict[int, RouteReplayError]:
+        """Read rows that are too many to keep, for their digests."""
+        for number, ready in enumerate(self._items):
+            hasher = RunningDigest()
+            try:
+                async for buffer in self._read(ready):
+                    await asyncio.to_thread(hasher.update, buffer)
+            except (CorruptRecord, RoutesExpired) as error:
+                return {number: error}
+            ready.rows_digest = hasher.digest()
+        return {}
+
+    async def _read(self, ready: Ready) -> AsyncIterator[Buffer]:
+        for window in windows(ready.pieces, lambda piece: piece.nbytes):
+            memory = np.empty(sum(piece.nbytes for piece in window), np.uint8)
+            for error in (await read_rows(self._blobs, placed(window, memory.data))).values():
+                raise error
+            yield memory.data
+
+
+async def _hash_rows(ready: Ready, rows: memoryview) -> None:
+    found = ready.pieces
+    if len(found) == 1 and found[0].is_whole:
+        # What was verified is what is sent.
+        ready.rows_digest = found[0].part.manifest.chunks[found[0].seq].digest
+    elif len(rows) > INLINE_BYTES:
+        ready.rows_digest = await asyncio.to_thread(digest, rows)
+    else:
+        ready.rows_digest = digest(rows)
+
+
+def _fill(payload: memoryview, rows_stop: int, tokens: memoryview, tokens_at: int) -> None:
+    """Write an item's token ids and the padding around them."""
+    stop = tokens_at + len(tokens)
+    payload[rows_stop:tokens_at] = bytes(tokens_at - rows_stop)
+    payload[tokens_at:stop] = tokens
+    payload[stop : aligned(stop)] = padding(stop)

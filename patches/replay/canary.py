@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from routereplay.patches.replay.arrangements import arrangements
+from routereplay.patches.replay.arrangements import Arranger
 from routereplay.patches.replay.buffers import Fence
 from routereplay.patches.replay.report import CanaryReading
 from routereplay.patches.replay.staging import Microbatch
@@ -53,6 +53,7 @@ class Canary:
         self._trusted = False
         self._armed: set[int] = set()
         self._pending: deque[_Pending] = deque()
+        self._arranger = Arranger()
 
     def begin_step(self) -> None:
         """Choose the layers of this step whose next call is compared, or none."""
@@ -79,29 +80,28 @@ class Canary:
         self._armed.discard(layer_number)
         if not live_TK.numel():
             return
-        found = arrangements(microbatch, slot)
+        found = self._arranger.arrange(microbatch, slot)
         chosen_TE = torch.zeros(len(live_TK), num_experts, dtype=torch.bool, device=live_TK.device)
         chosen_TE.scatter_(1, live_TK.long(), value=True)
         # Ids under live rows may be anything; they are not counted.
-        hits_AT = torch.stack(
-            [
-                chosen_TE.gather(1, arrangement.ids_TK.long().clamp(0, num_experts - 1)).sum(1)
-                for arrangement in found
-            ]
-        )
-        counts_AT = torch.stack([arrangement.counts_T for arrangement in found])
+        ids_ATK = found.ids_ATK.clamp(0, num_experts - 1).long()
+        hits_AT = chosen_TE.expand(len(ids_ATK), -1, -1).gather(2, ids_ATK).sum(2)
         # A row of somebody else's experts shares none with its own choice more often than one
         # of its own ever does: the rows that share nothing say how many there are.
-        strange_AT = hits_AT.eq(0) & counts_AT
+        strange_AT = hits_AT.eq(0) & found.counts_AT
         stretches = min(max(live_TK.numel() // (2 * MIN_CHOICES), 1), _MAX_STRETCHES)
+        sums_3AG = _sum_stretches(
+            torch.stack([hits_AT * found.counts_AT, found.counts_AT, strange_AT]), stretches
+        )
+        hits_AG, rows_AG, strange_AG = _to_host(sums_3AG)
         comparison = Comparison(
             step=self._step,
             layer_number=layer_number,
             topk=live_TK.shape[1],
-            names=[arrangement.name for arrangement in found],
-            hits_AG=_to_host(_sum_stretches(hits_AT * counts_AT, stretches)),
-            rows_AG=_to_host(_sum_stretches(counts_AT, stretches)),
-            strange_AG=_to_host(_sum_stretches(strange_AT, stretches)),
+            names=found.names,
+            hits_AG=hits_AG,
+            rows_AG=rows_AG,
+            strange_AG=strange_AG,
         )
         copied = Fence(live_TK.device)
         copied.record()
@@ -129,11 +129,12 @@ class Canary:
         self._pending.clear()
 
 
-def _sum_stretches(values_AT: torch.Tensor, stretches: int) -> torch.Tensor:
-    rows = values_AT.shape[1]
+def _sum_stretches(values_3AT: torch.Tensor, stretches: int) -> torch.Tensor:
+    rows = values_3AT.shape[-1]
     length = -(-rows // stretches)
-    padded = torch.nn.functional.pad(values_AT.long(), (0, length * stretches - rows))
-    return padded.view(len(values_AT), stretches, length).sum(-1)
+    if missing := length * stretches - rows:
+        values_3AT = torch.nn.functional.pad(values_3AT, (0, missing))
+    return values_3AT.unflatten(-1, (stretches, length)).sum(-1)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

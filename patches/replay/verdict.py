@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
     step: int
     layer_number: int
     topk: int
-    names: list[str]
+    names: tuple[str, ...]
     """`[A]`"""
     hits_AG: torch.Tensor
     """Recorded experts that the router chose too, int64."""

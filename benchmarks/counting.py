@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from megatron_model import routers
 
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -68,7 +69,7 @@ def router_times(
 def copies_and_waits(
     step: Callable[[], None], device: torch.device, microbatches: int
 ) -> dict[str, float]:
-    """Return how often a microbatch copies between host and device, and how often it waits."""
+    """Return how often a microbatch launches, copies between host and device, and waits."""
     if device.type != "cuda":
         return {}
     from torch.profiler import ProfilerActivity, profile
@@ -80,6 +81,8 @@ def copies_and_waits(
     for event in profiler.events():
         if event.name.startswith("Memcpy"):
             seen[" ".join(event.name.split()[:2])] += 1
+        elif event.name.startswith(_LAUNCHES):
+            seen["kernels launched"] += 1
         elif event.name in _WAITS:
             seen[event.name] += 1
     torch.cuda.synchronize()

@@ -3,9 +3,12 @@
     python benchmarks/megatron_replay.py --out replay.json            # one GPU
     python benchmarks/megatron_replay.py --device cpu --tiny --pairs 2    # its logic, anywhere
 
-A pair is one timed step of each kind, in alternating order, each after an untimed step
-of its kind. Live steps run with replay disabled: no object of ours is on a router. The
-replayed routes are the model's own, so both kinds do the same work in the experts.
+A pair is one visit of each kind, in alternating order; a visit is a first step, told
+apart, and `--steps` timed ones, of which the median counts. Live steps run with replay
+disabled: no object of ours is on a router. The first replayed step makes the buffers and
+compares every layer with the router's own choice, a later one compares one layer; both
+do it in the time that is measured. The replayed routes are the model's own, so both
+kinds do the same work in the experts.
 """
 
 from __future__ import annotations
@@ -56,14 +59,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def kind(self, name: str) -> Iterator[Callable[[], None]]:
-        """Hand out the step of one kind, after one that warms it up."""
+        """Hand out the step of one kind; the first is the first of its kind anew."""
         if name == "live":
-            self.live_step()
             yield self.live_step
             return
         replay = enable_router_replay(self.model)
         try:
-            self.replay_step(replay)
             yield lambda: self.replay_step(replay)
         finally:
             replay.disable()
@@ -117,25 +118,35 @@ def peak_bytes(trainer: Trainer, step: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def measure_pairs(trainer: Trainer, pairs: int) -> dict[str, Any]:
+def measure_pairs(trainer: Trainer, pairs: int, steps: int) -> dict[str, Any]:
     """Return the seconds of each kind of step and their ratio, pair by pair."""
-    seconds: dict[str, list[float]] = {"live": [], "replay": []}
+    first: dict[str, list[float]] = {"live": [], "replay": []}
+    seconds: dict[str, list[list[float]]] = {"live": [], "replay": []}
     losses: dict[str, list[list[float]]] = {"live": [], "replay": []}
+    timed(trainer, trainer.live_step)  # Kernels are chosen, memory is taken.
     for pair in range(pairs):
         for name in ("live", "replay") if pair % 2 == 0 else ("replay", "live"):
             with trainer.kind(name) as step:
-                seconds[name].append(timed(trainer, step))
+                first[name].append(timed(trainer, step))
+                seconds[name].append([timed(trainer, step) for _ in range(steps)])
             losses[name].append(torch.stack(trainer.losses).tolist())
-    ratios = [live / replay for live, replay in zip(*seconds.values(), strict=True)]
     tokens = trainer.size.batch * trainer.size.length * len(trainer.batches)
+    visits = {name: [statistics.median(s) for s in each] for name, each in seconds.items()}
     return {
         "seconds": seconds,
-        "tokens_per_s": {name: tokens / statistics.median(s) for name, s in seconds.items()},
-        "speed_of_replay": quartiles(ratios),
+        "first_seconds": first,
+        "tokens_per_s": {name: tokens / statistics.median(s) for name, s in visits.items()},
+        "speed_of_replay": quartiles(ratios(visits)),
+        "speed_of_first_step": quartiles(ratios(first)),
         "losses_equal": losses["live"] == losses["replay"],
         "live_losses_repeat": all(each == losses["live"][0] for each in losses["live"]),
         "losses": {name: each[-1] for name, each in losses.items()},
     }
+
+
+def ratios(seconds: dict[str, list[float]]) -> list[float]:
+    """Return how fast replay was in each pair, in units of live."""
+    return [live / replay for live, replay in zip(*seconds.values(), strict=True)]
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
@@ -148,9 +159,10 @@ def quartiles(values: list[float]) -> dict[str, float]:
 def measure(size: Size, recompute: str, device: torch.device, args: Any) -> dict[str, Any]:
     """Return everything that is measured of one kind of recompute."""
     trainer = Trainer(size, recompute, device, args)
-    facts = measure_pairs(trainer, args.pairs)
+    facts = measure_pairs(trainer, args.pairs, args.steps)
     for name in ("live", "replay"):
         with trainer.kind(name) as step:
+            step()
             facts[f"peak_bytes_{name}"] = peak_bytes(trainer, step)
             facts[f"router_{name}"] = router_times(trainer.model, step, device)
             drained = router_times(trainer.model, step, device, drained=True)
@@ -161,13 +173,15 @@ def measure(size: Size, recompute: str, device: torch.device, args: Any) -> dict
 
 def show(recompute: str, facts: dict[str, Any]) -> None:
     """Print the figures that decide."""
-    speed, tokens = facts["speed_of_replay"], facts["tokens_per_s"]
+    tokens = facts["tokens_per_s"]
     print(f"recompute {recompute}")
     print(f"  tokens/s       live {tokens['live']:,.0f}   replay {tokens['replay']:,.0f}")
-    print(
-        f"  replay / live  {speed['median']:.4f} x   "
-        f"(quartiles {speed['low']:.4f} to {speed['high']:.4f})"
-    )
+    for title, key in (("replay / live", "speed_of_replay"), ("first step", "speed_of_first_step")):
+        speed = facts[key]
+        print(
+            f"  {title:14} {speed['median']:.4f} x   "
+            f"(quartiles {speed['low']:.4f} to {speed['high']:.4f})"
+        )
     for key in ("router", "counted", "peak_bytes"):
         for name in ("live", "replay"):
             print(f"  {key:14} {name:7} {facts[f'{key}_{name}']}")
@@ -182,6 +196,7 @@ def parse() -> Any:
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU runs in seconds")
     parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE, default=list(RECOMPUTE))
     parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a visit")
     parser.add_argument("--microbatches", type=int, default=4)
     parser.add_argument("--expert-kernel", choices=("grouped", "sequential"), default="grouped")
     parser.add_argument("--no-prefetch", action="store_true")
@@ -203,6 +218,7 @@ def main() -> None:
         "size": vars(size),
         "microbatches": args.microbatches,
         "pairs": args.pairs,
+        "steps": args.steps,
         "expert_kernel": args.expert_kernel,
         "prefetch": not args.no_prefetch,
     }

@@ -38,11 +38,11 @@ def facts_of(device):
     import numpy as np
 
     from routereplay.patches.megatron import enable_router_replay
+    from routereplay.patches.megatron.layer import MegatronLayer
     from routereplay.patches.replay.errors import ReplayError
-    from routereplay.patches.replay.layer import LayerReplay
 
     if device.type == "cuda":
-        LayerReplay.get_replay_topk = without_waiting(LayerReplay.get_replay_topk, device)
+        MegatronLayer.get_replay_topk = without_waiting(MegatronLayer.get_replay_topk, device)
     live = np.arange(bench.ROWS) % 2 == 1
     packed = bench.random_routes(1)
     mixed = bench.pack(packed.experts, live=live)

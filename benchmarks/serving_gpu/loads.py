@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -45,9 +46,12 @@ class Load:
 
     sampling: ClassVar[dict[str, float]] = {"temperature": 1.0, "seed": 1}
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, seed: int) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, url: str, seed: int, xargs: Mapping[str, str]
+    ) -> None:
         self._http = http
         self._url = url
+        self._xargs = xargs
         self._draw = np.random.default_rng(seed)
         self._seen = Seen()
 
@@ -93,9 +97,12 @@ class Load:
             "ignore_eos": True,
             "return_token_ids": True,
         }
+        xargs = dict(self._xargs)
         if session:
             # Known to every release; the header X-Session-ID to vLLM 0.28 and newer only.
-            body["vllm_xargs"] = {"trajectory_id": session}
+            xargs["trajectory_id"] = session
+        if xargs:
+            body["vllm_xargs"] = xargs
         started = time.perf_counter()
         async with self._http.post(f"{self._url}/v1/completions", json=body) as response:
             text = await response.read()

@@ -55,14 +55,12 @@ class Server:
                 return
 
 
-def vllm(
-    mode: str, port: int, model: Path, store_url: str, memory: list[str], logs: Path
-) -> Server:
-    """Start vLLM in a mode; the modes differ in nothing else."""
+def vllm(mode: str, port: int, model: Path, store_url: str, given: list[str], logs: Path) -> Server:
+    """Start vLLM in a mode with the arguments given; the modes differ in nothing else."""
     arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     arguments += ["--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port)]
     arguments += ["--load-format", "dummy", "--dtype", "bfloat16"]
-    arguments += ["--max-model-len", "20480", "--max-num-seqs", "256", *memory]
+    arguments += ["--max-model-len", "20480", "--max-num-seqs", "256", *given]
     if mode == "json":
         arguments.append("--enable-return-routed-experts")
     env = {}

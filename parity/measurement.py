@@ -135,6 +135,8 @@ class Measured:
         self.passes = {ENGINE_AGAIN: Scored.of_engine(rescored, _routes(again, self._tokens))}
         """By the names of the table's columns; a later topology's have its name behind them."""
         self._covered = {ENGINE_AGAIN: len(self.samplings)}
+        self.stages: dict[str, dict[str, float]] = {}
+        """By topology, the seconds after which Megatron's rank 0 had reached each stage."""
 
     def score(
         self,
@@ -170,13 +172,15 @@ class Measured:
         job = Job(
             *(checkpoint, device, dtype, topology.tp, topology.pp, topology.ep),
             canary_every=1,
+            timeout_s=timeout_s,
             passes=[
                 Pass(REPLAY_OFF, False, list(range(len(rows)))),
                 Pass(REPLAY_ON, True, list(range(len(rows)))),
                 Pass(MEGATRON_AGAIN, False, list(range(len(rows), len(rows) + len(others)))),
             ],
         )
-        found = run_job(job, [*rows, *others], int(self.bounds[-1]), timeout_s=timeout_s)
+        found, stages = run_job(job, [*rows, *others], int(self.bounds[-1]))
+        self.stages[str(topology)] = stages
         behind = f" {topology}" if REPLAY_OFF in self.passes else ""
         self.passes |= {name + behind: scored for name, scored in found.items()}
         self._covered |= dict.fromkeys((name + behind for name in found), covered)

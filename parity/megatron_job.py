@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,10 @@ import msgspec
 import numpy as np
 
 from routereplay.client.packed import PackedRoutes
-from routereplay.parity.errors import EngineFailed
 from routereplay.parity.packed_rows import PackedRow
+from routereplay.parity.rank_running import run_ranks
 from routereplay.parity.scored import Scored
+from routereplay.parity.stages import load_stages
 from routereplay.parity.topology import Topology
 
 
@@ -40,6 +37,8 @@ class Job(msgspec.Struct, frozen=True):
     pp: int
     ep: int
     canary_every: int
+    timeout_s: float
+    """Of the whole job; of a single collective too, so that no rank outlives it."""
     passes: list[Pass]
 
     @property
@@ -58,22 +57,27 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def run_job(
-    job: Job, rows: Sequence[PackedRow], tokens: int, *, timeout_s: float = 600.0
-) -> dict[str, Scored]:
-    """Score `rows` in processes of their own and return what each pass found.
+    job: Job, rows: Sequence[PackedRow], tokens: int
+) -> tuple[dict[str, Scored], dict[str, float]]:
+    """Score `rows` in processes of their own.
 
     Args:
         tokens: N, of all trajectories.
 
+    Returns:
+        What each pass found, and the seconds after which rank 0 had reached each stage.
+
     Raises:
-        EngineFailed: a rank ended with an error, or the time is up; with its last lines.
+        EngineFailed: a rank ended with an error, or the time is up; with its last lines,
+            and with the stacks of all ranks in the second case.
     """
     with tempfile.TemporaryDirectory(prefix="routereplay-parity-") as name:
         folder = Path(name)
         (folder / "job.json").write_bytes(msgspec.json.encode(job))
         _save_rows(rows, folder)
-        _run_ranks(job, folder, timeout_s)
-        return {one.name: _merge(one, job, folder, tokens, rows) for one in job.passes}
+        run_ranks(job.topology, folder, job.timeout_s)
+        found = {one.name: _merge(one, job, folder, tokens, rows) for one in job.passes}
+        return found, load_stages(folder / "stages-0.json")
 
 
 def load_rows(folder: Path) -> list[PackedRow]:
@@ -102,45 +106,6 @@ def _save_rows(rows: Sequence[PackedRow], folder: Path) -> None:
         arrays[f"flat_{i}"], arrays[f"experts_{i}"] = row.flat, row.routes.experts
         arrays[f"live_{i}"], arrays[f"padding_{i}"] = row.routes.live, row.routes.padding
     np.savez(folder / "rows.npz", **arrays)  # type: ignore[arg-type]
-
-
-def _run_ranks(job: Job, folder: Path, timeout_s: float) -> None:
-    # Ranks whose threads are more than the cores spin, and take minutes for seconds of work.
-    threads = min(max((os.cpu_count() or 1) // (2 * job.topology.world_size), 1), 8)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    logs = [folder / f"rank-{rank}.log" for rank in range(job.topology.world_size)]
-    processes = []
-    for rank, path in enumerate(logs):
-        with path.open("wb") as log:
-            command = [sys.executable, "-m", "routereplay.parity.megatron_rank"]
-            processes.append(
-                subprocess.Popen(
-                    [*command, str(folder), str(rank)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                )
-            )
-    deadline = time.monotonic() + timeout_s
-    try:
-        while any(process.poll() is None for process in processes):
-            failed = [rank for rank, process in enumerate(processes) if process.poll()]
-            if failed or time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-    codes = [process.returncode for process in processes]
-    if any(codes):
-        rank = next(rank for rank, code in enumerate(codes) if code)
-        blamed = next((rank for rank, code in enumerate(codes) if code > 0), rank)
-        tail = "\n".join(logs[blamed].read_text(errors="replace").splitlines()[-40:])
-        msg = f"Megatron ({job.topology}) ended with {codes}; last lines of rank {blamed}:\n{tail}"
-        raise EngineFailed(msg, topology=str(job.topology))
 
 
 def _merge(one: Pass, job: Job, folder: Path, tokens: int, rows: Sequence[PackedRow]) -> Scored:

@@ -1,13 +1,14 @@
-"""One rank that scores packed rows: `python -m routereplay.parity.megatron_rank FOLDER RANK`.
+"""One rank that scores packed rows; `rank_process` is its process.
 
 A process of its own, so that what Megatron-Core keeps for a process ends with it. The
-folder holds `job.json` and `rows.npz`; the rank writes `PASS-RANK.npz` for each pass.
+folder holds `job.json` and `rows.npz`; the rank writes `PASS-RANK.npz` for each pass and
+`stages-RANK.json`, the times.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from routereplay.parity.megatron_job import Job, Pass, load_rows
 from routereplay.parity.packed_rows import PackedRow
 from routereplay.parity.rollout import TOP
 from routereplay.parity.scoring import PackedScores, packed_inputs, score_logits
+from routereplay.parity.stages import Stages
 from routereplay.patches.megatron import RouterReplay, enable_router_replay
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path, rank: int, stages: Stages) -> None:
     """Score every pass of the job that lies in `folder`."""
     job = Job.load(folder)
     with _groups(job, folder, rank) as device:
+        stages.reach("groups open")
         model = load_qwen3_moe(
             job.checkpoint,
             dtype=getattr(torch, job.dtype),
@@ -38,12 +41,15 @@ def main(folder: Path, rank: int) -> None:
             pipeline_dtype=getattr(torch, job.dtype),
             batch_p2p_comm=False,
         ).to(device)
+        stages.reach("weights loaded")
         rows = load_rows(folder)
         replay = enable_router_replay(model, canary_every=job.canary_every)
         scorer = _Scorer(job, model, replay, device)
         for one in job.passes:
             np.savez(folder / f"{one.name}-{rank}.npz", **scorer.run(one, rows))  # type: ignore[arg-type]
+            stages.reach(one.name)
         dist.barrier()
+        stages.save(folder / f"stages-{rank}.json")
 
 
 class _Scorer:
@@ -151,6 +157,7 @@ def _groups(job: Job, folder: Path, rank: int) -> Iterator[torch.device]:
             store=store,
             rank=rank,
             world_size=job.topology.world_size,
+            timeout=datetime.timedelta(seconds=job.timeout_s),
         )
         try:
             parallel_state.initialize_model_parallel(**job.topology.group_sizes())
@@ -159,7 +166,3 @@ def _groups(job: Job, folder: Path, rank: int) -> Iterator[torch.device]:
         finally:
             parallel_state.destroy_model_parallel()
             dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -33,6 +33,7 @@ def facts_of(measured: Measured) -> tuple[dict[str, Any], str]:
         "tokens": int(measured.bounds[-1]),
         "sampled_tokens": int((~np.isnan(measured.sampled.logprobs)).sum()),
         "columns": {name: asdict(column) for name, column in columns.items()},
+        "megatron_stages_s": measured.stages,
         "by_sampling": [
             {"seed": one.seed, "columns": {name: asdict(c) for name, c in found.items()}}
             for one, found in zip(measured.samplings, each, strict=True)

@@ -82,8 +82,9 @@ def run(name: str, checkpoint: Path, args: Any) -> Measured:
 def score(name: str, checkpoint: Path, measured: Measured, text: str, args: Any) -> str | None:
     """Score what was sampled under one topology; return what went wrong, if anything did."""
     try:
+        topology = Topology.parse(text)
         measured.score(
-            Topology.parse(text),
+            topology,
             checkpoint=str(checkpoint),
             device=args.device,
             dtype="bfloat16",
@@ -95,7 +96,8 @@ def score(name: str, checkpoint: Path, measured: Measured, text: str, args: Any)
     except RouteReplayError as error:
         say(name, f"Megatron {text}: {error.message}")
         return error.message
-    say(name, f"Megatron {text}: scored")
+    stages = ", ".join(f"{stage} {s:.1f} s" for stage, s in measured.stages[str(topology)].items())
+    say(name, f"Megatron {text}: scored ({stages})")
     return None
 
 
@@ -152,14 +154,14 @@ def main() -> None:
             wrong = score(name, Path(folder), measured, topology, args)
             if wrong is not None:
                 failures[topology] = wrong
-                continue
             facts, text = facts_of(measured)
             facts["failures"] = failures
             training = Path(folder, "training.json")
             if training.exists():
                 facts["training"] = json.loads(training.read_text())
             results["models"][name] = facts
-            print(f"\n{name}\n{text}\n", flush=True)
+            if wrong is None:
+                print(f"\n{name}\n{text}\n", flush=True)
             if args.out is not None:
                 args.out.write_text(json.dumps(results, indent=1))
 

@@ -270,6 +270,56 @@ def test_transformers_replays_what_vllm_executed(checkpoint, episodes, trajector
     assert all(gate.grad.norm() > 0 for gate in gates)
 
 
+@pytest.fixture(scope="module")
+def loops(checkpoint, store, episodes):
+    """What each loop of examples/megatron_loop printed: a line for each of two steps."""
+    # The choices that the agent left make further sequences, behind those of the episodes.
+    ordered = sorted(episodes, key=lambda episode: episode.samples_per_turn)
+    arguments = ["--store", store.base_url, "--checkpoint", str(checkpoint)]
+    arguments += [episode.trajectory_id for episode in ordered]
+    sampled = [sample.log_prob for episode in ordered[:3] for sample in episode.samples]
+    return sampled, {
+        "plain": _printed(["-m", "megatron_loop.run", *arguments]),
+        "pipeline": _printed([*_TWO_STAGES, "-m", "megatron_loop.run", *arguments]),
+    }
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("loop", ["plain", "pipeline"])
+def test_a_megatron_loop_trains_on_what_vllm_executed(loops, loop):
+    sampled, printed = loops
+    first, second = printed[loop]
+
+    assert first["logprobs"][: len(sampled)] == pytest.approx(sampled, abs=1e-4)
+    assert first["overlap"] > 0.99
+    assert first["live"] == 7  # The last token of each sequence.
+    assert second["mean_logprob"] > first["mean_logprob"]
+
+
+@pytest.mark.megatron
+def test_two_pipeline_stages_train_as_one_process_does(loops):
+    _, printed = loops
+    for plain, pipeline in zip(printed["plain"], printed["pipeline"], strict=True):
+        assert plain["logprobs"] == pytest.approx(pipeline["logprobs"], abs=1e-5)
+
+
+_TWO_STAGES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def _printed(command):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
 @pytest.mark.timeout(600)
 def test_a_store_that_is_away_hurts_nobody_and_what_was_lost_is_counted(server, store, checkpoint):
     from openai import OpenAI

@@ -88,14 +88,17 @@ class ChunkReplay(Generic[LayerT]):
         self._staging = staging
         self._in_flight: list[Microbatch] = []
         self._num_rows = 0
-        self._counts: torch.Tensor | None = None
-        """`[3]` int64: what `audit` counted in this step, on the stream that stages."""
+        self._counts: list[torch.Tensor] = []
+        """What `audit` counted of each microbatch of this step."""
+        self._counted: list[int] | None = None
+        """Their sum, once it was read."""
 
     def clear(self) -> None:
         """Forget the step; buffers that it still holds are free again."""
         self.current = None
         self.opened = self.prefetched = self._num_rows = 0
-        self._counts = self.recording = None
+        self._counted = self.recording = None
+        self._counts.clear()
         self.origins = RouteOrigins()
         for microbatch in self._in_flight:
             microbatch.forget()
@@ -179,22 +182,21 @@ class ChunkReplay(Generic[LayerT]):
         self.origins.add(microbatch.origins)
         if self.recording is not None:
             self.recording.begin(packed, self._host.place(row_ids).rows)
-        with microbatch.ring.side_stream():
-            if self._counts is None:
-                self._counts = torch.zeros_like(microbatch.slot.counts)
-            self._counts += microbatch.slot.counts
+        self._counts.append(microbatch.counts)
         # An accelerator's count is read at the end of the step: it is not there yet.
-        if microbatch.ring.device.type == "cpu" and (faults := int(microbatch.slot.counts[0])):
+        if microbatch.ring.device.type == "cpu" and (faults := int(microbatch.counts[0])):
             msg = f"chunk {self.vp_stage}: {faults} rows {_FAULT}"
             raise ReplayMismatch(msg, rows=faults)
         return microbatch
 
     def _count(self) -> list[int]:
-        if self._counts is None:
-            return [0, 0, 0]
-        # On its own stream, which is idle by the end of a step: nothing waits for the model.
-        with self._in_flight[-1].ring.side_stream():
-            return self._counts.tolist()
+        if self._counted is None:
+            self._counted = [0, 0, 0]
+            if self._counts:
+                # On their own stream, idle by the end of a step: nothing waits for the model.
+                with self._in_flight[-1].ring.side_stream():
+                    self._counted = torch.stack(self._counts).sum(0).tolist()
+        return self._counted
 
     def _placed(self, row_ids: torch.Tensor) -> tuple[RouterRows, ModelRouting, torch.device]:
         return self._host.place(row_ids), self._host.routing, self._host.device

@@ -114,10 +114,11 @@ class RouterReplay:
     ) -> None:
         """Stage a coming microbatch on a worker thread; `begin_microbatch` then only takes it.
 
-        Call it from the training thread while the device is busy with the microbatch
-        before, or before the step; then `begin_microbatch` with this very `packed` and
-        the same `row_ids`, and change neither until then. Microbatches may be begun
-        without; a step that fails drops what was prefetched.
+        Call it from the training thread between forward and backward of the microbatch
+        before, when the device is busy and the host ahead, or before the step; then
+        `begin_microbatch` with this very `packed` and the same `row_ids`, and change
+        neither until then. Microbatches may be begun without; a step that fails drops
+        what was prefetched.
 
         Args:
             packed, row_ids, vp_stage: as for `begin_microbatch`.

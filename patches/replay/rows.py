@@ -65,9 +65,8 @@ def audit(
     live_T: torch.Tensor,
     padding_T: torch.Tensor,
     num_experts: int,
-    out: torch.Tensor,
-) -> None:
-    """Count into `out` `[3]` int64: bad rows of recorded ids, live rows, padding rows.
+) -> torch.Tensor:
+    """Return `[3]` int64: bad rows of recorded ids, live rows, padding rows.
 
     A row is bad once for each layer where an id repeats or is out of range: a repeated
     id routes a token to fewer experts, in silence on Megatron-Core 0.16 (verl issue
@@ -85,4 +84,4 @@ def audit(
     for places in range(1, topk // 2 + 1):
         bad_TLK |= ids_TLK == ids_TLK.roll(places, dims=-1)
     bad_TL = bad_TLK.any(-1) & ~live_T.unsqueeze(1)
-    torch.stack([bad_TL.sum(), live_T.sum(), padding_T.sum()], out=out)
+    return torch.stack([bad_TL.sum(), live_T.sum(), padding_T.sum()])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,9 @@ class Microbatch:
     has_live: bool
     """Whether any row is live; without one no router pays for a mask."""
 
+    counts: torch.Tensor
+    """`[3]` int64 on the device, of the stream that stages: see `audit`."""
+
     origins: RouteOrigins
 
     input_shape: tuple[int, int]
@@ -63,6 +66,8 @@ class Microbatch:
     slot: Slot
     ring: BufferRing
     _reads_left: int
+    _held: set[int] = field(default_factory=set)
+    """Streams that wait for the ids already."""
 
     @property
     def is_read(self) -> bool:
@@ -74,7 +79,7 @@ class Microbatch:
 
         Asked by each router: a schedule may run layers on a stream of its own.
         """
-        self.slot.ready.hold_stream()
+        self.slot.ready.hold_stream(self._held)
 
     def keep(self) -> None:
         """Expect one more read of the ids, by a recompute."""
@@ -150,9 +155,9 @@ class Stager:
             if not is_on_host(job.placed.rows):
                 job.rows_ready.hold_stream()
                 block, absent = _pick(block, job.placed.rows, slot.picked)
-            audit(block.ids, block.live, block.padding, routing.num_experts, slot.counts)
+            counts = audit(block.ids, block.live, block.padding, routing.num_experts)
             if absent is not None:
-                slot.counts[0].add_(absent)
+                counts[0].add_(absent)
             slot.ready.record()
             undo.pop_all()
         return Microbatch(
@@ -160,6 +165,7 @@ class Stager:
             live_T=block.live,
             padding_T=block.padding,
             has_live=has_live,
+            counts=counts,
             origins=host.origins,
             input_shape=job.placed.input_shape,
             batch_first=job.placed.batch_first,

@@ -48,7 +48,7 @@ def test_rows_and_their_kinds_are_picked_together(place):
     assert microbatch.ids_LTK.tolist() == EXPERTS[ROWS].transpose(1, 0, 2).tolist()
     assert microbatch.live_T.tolist() == [True, False, False]
     assert microbatch.padding_T.tolist() == [False, False, True]
-    assert microbatch.slot.counts.tolist() == [0, 1, 1]
+    assert microbatch.counts.tolist() == [0, 1, 1]
     assert microbatch.has_live
 
 
@@ -92,7 +92,7 @@ def test_a_row_that_is_not_there_is_refused_on_the_host(rows):
 
 
 def test_rows_that_are_not_there_are_counted_on_the_device():
-    assert stage(packed(), [-1, 0, 5], "device").slot.counts[0] == 2
+    assert stage(packed(), [-1, 0, 5], "device").counts[0] == 2
 
 
 def test_a_refused_microbatch_gives_its_buffers_back():

@@ -7,7 +7,8 @@ The rows are few, so that the time is that of the calls and not of the arithmeti
 `live`, the top-k that Megatron-Core runs without replay; `replay`, `check_input` and
 `get_replay_topk` of a router in any step; `mixed`, of a microbatch with live rows;
 `compared`, the one call of a step that the canary looks at (in the first step, each of
-the first microbatch). `begin` is `begin_microbatch`, `begin, ahead` of one staged ahead.
+the first microbatch). `begin` is `begin_microbatch`, `begin, ahead` of one that `prefetch`
+staged.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Calls:
     def step(self, replay: RouterReplay, measure: Measure) -> None:
         """Make the calls of one step, each through `measure`."""
         with replay.step():
-            replay.prefetch(self.routes, self.ids)
+            measure("prefetch", lambda: replay.prefetch(self.routes, self.ids))
             time.sleep(0.002)  # The worker stages meanwhile.
             measure("begin, ahead", lambda: replay.begin_microbatch(self.routes, self.ids))
             measure("compared", functools.partial(self._replayed, 0))

@@ -17,6 +17,8 @@ StoreUrl = Annotated[
 Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=4096, help="Lines at most.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, errors too.")]
 
+PAGE_OF_CODES = "docs/troubleshooting.md"
+
 _WHAT_TO_DO = {
     "unreachable": "Is it running? `routereplay serve` starts one; --store says where it is.",
     "timeout": "It is there and slow: look at its /readyz, and at the engine behind it.",
@@ -42,15 +44,19 @@ def told(as_json: bool) -> Iterator[None]:
 
 def fail(code: str, message: str, *, as_json: bool, **details: Any) -> NoReturn:
     """Say what is wrong and what to do about it, and exit with 1."""
-    advice = _WHAT_TO_DO.get(code)
+    advice = advice_for(code)
     if as_json:
         error = {"code": code, "message": message, "details": details, "advice": advice}
         print_json({"error": error})
     else:
         typer.echo(f"{code}: {message}", err=True)
-        if advice:
-            typer.echo(f"  {advice}", err=True)
+        typer.echo(f"  {advice}", err=True)
     raise typer.Exit(1)
+
+
+def advice_for(code: str) -> str:
+    """Return what can be done about an error, and where it is explained."""
+    return " ".join([*filter(None, [_WHAT_TO_DO.get(code)]), f"See {PAGE_OF_CODES}#{code}"])
 
 
 def print_json(value: Any) -> None:

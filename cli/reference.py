@@ -10,6 +10,7 @@ from pathlib import Path
 
 from routereplay.cli import compatibility
 from routereplay.cli.command_reference import command_page
+from routereplay.cli.http_operations import operations_page
 from routereplay.patches._patch import Requirement
 from routereplay.patches.vllm.releases import BEFORE, DIFFERENCES, FIRST
 from routereplay.patches.vllm.table import LATER_REQUIREMENTS, PATCHES, REQUIREMENTS
@@ -66,6 +67,7 @@ PAGES = {
     "patches.md": patches_page,
     "compatibility.md": compatibility.page,
     "command.md": command_page,
+    "http-operations.md": operations_page,
 }
 
 

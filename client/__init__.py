@@ -1,8 +1,10 @@
 """Fetch routes, stitch turns to trajectories, pack them for training.
 
-with RouteStoreClient("http://127.0.0.1:8400") as store:
-    episodes = store.fetch_trajectories(ids, wait_s=30, progress=True)
-packed = pack_thd(episodes, token_ids, cu_seqlens=cu_seqlens)
+Use::
+
+    with RouteStoreClient("http://127.0.0.1:8400") as store:
+        episodes = store.fetch_trajectories(ids, wait_s=30, progress=True)
+    packed = pack_thd(episodes, token_ids, cu_seqlens=cu_seqlens)
 """
 
 from routereplay.client._bundle_manifest import BundledTrajectory

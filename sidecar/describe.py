@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from routereplay.sidecar.store import keys
 from routereplay.sidecar.store.base import RecordStatus
 from routereplay.wire.records import RecordManifest, TurnState, TurnStatus
+
+
+class RequestState(TypedDict):
+    """All choices of a request and their state."""
+
+    request_id: str
+    trajectory_id: str | None
+    choices: list[TurnStatus]
+
+
+class Coverage(TypedDict):
+    """How much of a trajectory is there; `complete` if nothing is missing."""
+
+    turns: int
+    sealed: int
+    pending: int
+    dropped: int
+    rows: int
+    rows_lost: int
+    orphans: int
+    complete: bool
+
+
+class TrajectoryState(TypedDict):
+    """The turns of a trajectory in order of start."""
+
+    trajectory_id: str
+    turns: list[TurnStatus]
+    coverage: Coverage
+    policy_versions: list[str]
 
 
 def turn_status(status: RecordStatus) -> TurnStatus:
@@ -36,7 +66,7 @@ def turn_status(status: RecordStatus) -> TurnStatus:
     )
 
 
-def describe_request(choices: list[RecordStatus]) -> dict[str, Any]:
+def describe_request(choices: list[RecordStatus]) -> RequestState:
     """Return a request's choices with their states."""
     first = choices[0].key
     return {
@@ -46,7 +76,7 @@ def describe_request(choices: list[RecordStatus]) -> dict[str, Any]:
     }
 
 
-def describe_trajectory(trajectory_id: str, found: list[RecordStatus]) -> dict[str, Any]:
+def describe_trajectory(trajectory_id: str, found: list[RecordStatus]) -> TrajectoryState:
     """Return a trajectory's turns in order of start, what was recorded, and by which policy."""
     turns = [turn_status(status) for status in found]
     manifests = [turn.manifest for turn in turns if turn.manifest is not None]
@@ -59,7 +89,7 @@ def describe_trajectory(trajectory_id: str, found: list[RecordStatus]) -> dict[s
     }
 
 
-def _coverage(turns: list[TurnStatus], manifests: list[RecordManifest]) -> dict[str, Any]:
+def _coverage(turns: list[TurnStatus], manifests: list[RecordManifest]) -> Coverage:
     states = [turn.state for turn in turns]
     orphans = _orphans(turns)
     return {

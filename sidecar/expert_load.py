@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,9 +22,45 @@ MAX_COUNTED_BYTES = 256 * 1024 * 1024
 """Routes that are counted for one answer."""
 
 
+class LoadOfLayer(TypedDict):
+    """How even the choices of one decoder layer are: `routereplay.wire.load.LayerLoad`."""
+
+    layer: int
+    used: int
+    busiest: int
+    max_over_mean: float
+    entropy: float
+
+
+class TurnOfLoad(TypedDict):
+    """A sealed turn that could be counted alone."""
+
+    request_id: str
+    choice: int
+    token_start: int
+    token_stop: int
+    policy_versions: list[str]
+
+
+class ExpertLoad(TypedDict):
+    """How rows fall on the experts: `counts[layer - layer_start][expert]`."""
+
+    model: str
+    topk: int
+    num_layers: int
+    num_experts: int
+    layer_start: int
+    turn: int | None
+    policy: str | None
+    rows: int
+    turns: list[TurnOfLoad]
+    counts: list[list[int]]
+    layers: list[LoadOfLayer]
+
+
 async def expert_load(
     found: Response, *, turn: int | None = None, policy: str | None = None
-) -> dict[str, Any]:
+) -> ExpertLoad:
     """Return counts `[layers, experts]` of an answer's rows, and the load of each layer.
 
     Args:
@@ -71,7 +107,13 @@ async def expert_load(
         "turns": [_turn(ready) for ready in found.items],
         "counts": counts_LE.tolist(),
         "layers": [
-            {"layer": layer, **load._asdict()}
+            LoadOfLayer(
+                layer=layer,
+                used=load.used,
+                busiest=load.busiest,
+                max_over_mean=load.max_over_mean,
+                entropy=load.entropy,
+            )
             for layer, load in enumerate(layer_loads(counts_LE), start=first.layer_start)
         ],
     }
@@ -108,7 +150,7 @@ def _geometry(ready: Ready) -> tuple[int, int, int, int]:
     return ready.layer_start, ready.layers, ready.manifest.topk, ready.manifest.num_experts
 
 
-def _turn(ready: Ready) -> dict[str, Any]:
+def _turn(ready: Ready) -> TurnOfLoad:
     manifest = ready.manifest
     return {
         "request_id": manifest.request_id,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from routereplay.sidecar.ancestry import Ancestry
-from routereplay.sidecar.describe import describe_request, describe_trajectory
+from routereplay.sidecar.describe import (
+    RequestState,
+    TrajectoryState,
+    describe_request,
+    describe_trajectory,
+)
 from routereplay.sidecar.fetch import Response
 from routereplay.sidecar.ingest import Ingest
 from routereplay.sidecar.lookup import (
@@ -72,13 +77,13 @@ class RouteStore:
         """Store the frames of one body; see `Ingest.ingest`."""
         return await self._ingest.ingest(body)
 
-    async def describe_request(self, request_id: str) -> dict[str, Any]:
+    async def describe_request(self, request_id: str) -> RequestState:
         """Return every choice of a request with its state; raise if nothing is left of it."""
         found = await self._lookup.request(request_id)
         _require_present(found)
         return describe_request(found)
 
-    async def describe_trajectory(self, trajectory_id: str) -> dict[str, Any]:
+    async def describe_trajectory(self, trajectory_id: str) -> TrajectoryState:
         """Return the turns of a trajectory; raise if nothing is left of it."""
         found = await self._lookup.trajectory(trajectory_id)
         _require_present(found)

@@ -1,11 +1,13 @@
 """Router replay on stock Megatron-Core >= 0.16: recorded experts, live gradients.
 
-replay = enable_router_replay(model_chunks)
-with replay.step():
-    forward_backward_func(...)  # forward_step calls replay.begin_microbatch(packed, row_ids)
-with replay.bypass():
-    ...                         # reference or teacher pass, live routing
-replay.disable()
+Use::
+
+    replay = enable_router_replay(model_chunks)
+    with replay.step():
+        forward_backward_func(...)  # forward_step calls replay.begin_microbatch(packed, row_ids)
+    with replay.bypass():
+        ...                         # reference or teacher pass, live routing
+    replay.disable()
 """
 
 from routereplay.patches.megatron.enable import enable_router_replay

@@ -1,12 +1,14 @@
 """Router replay on stock transformers >= 5: recorded experts, live gradients.
 
-replay = enable_router_replay(model)
-with replay.step():
-    replay.begin_microbatch(packed, row_ids)   # row_ids shaped like input_ids
-    model(input_ids, labels=labels).loss.backward()
-with replay.bypass():
-    ...                                        # reference pass, live routing
-replay.disable()
+Use::
+
+    replay = enable_router_replay(model)
+    with replay.step():
+        replay.begin_microbatch(packed, row_ids)   # row_ids shaped like input_ids
+        model(input_ids, labels=labels).loss.backward()
+    with replay.bypass():
+        ...                                        # reference pass, live routing
+    replay.disable()
 """
 
 from routereplay.patches.models import (

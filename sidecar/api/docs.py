@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
+from routereplay.sidecar.api.openapi import kind_of
 from routereplay.sidecar.api.pages import page_headers, source_of
 
 router = APIRouter(include_in_schema=False)
@@ -77,11 +78,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 def _parameter(parameter: dict[str, Any]) -> tuple[str, str, str, str]:
     schema = parameter.get("schema", {})
-    options = schema.get("anyOf", [schema])
-    kinds = [option.get("type", "") for option in options if option.get("type") != "null"]
-    kind = " or ".join(kinds)
-    if "enum" in schema:
-        kind = " | ".join(map(str, schema["enum"]))
+    kind = kind_of(schema)
     default = schema.get("default")
     name = parameter["name"] if parameter["in"] == "query" else f"{{{parameter['name']}}}"
     said = parameter.get("description", schema.get("description", ""))

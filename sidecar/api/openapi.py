@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from routereplay.sidecar.api.schemas import FETCH_BODY, answer_schema, components, reference
 from routereplay.sidecar.auth.middleware import OPEN_PATHS
 from routereplay.wire.errors import HTTP_STATUS
 from routereplay.wire.version import MEDIA_TYPE
@@ -35,6 +36,7 @@ _PROBLEM = {
         "details": {"type": "object"},
     },
 }
+_PROBLEM_REFERENCE = {"$ref": "#/components/schemas/Problem"}
 _KEY = {
     "type": "http",
     "scheme": "bearer",
@@ -46,27 +48,9 @@ _CONTENT: dict[str, dict[str, Any]] = {
     "/v1/requests/{request_id}/routes": _ROUTES,
     "/v1/trajectories/{trajectory_id}/routes": _ROUTES,
 }
-_FETCH_BODY = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "requests": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["id"],
-                "properties": {"id": {"type": "string"}, "choice": {"type": "integer"}},
-            },
-        },
-        "trajectories": {"type": "array", "items": {"type": "string"}},
-        "layers": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-        "tokens": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-        "wait": {"type": "number", "description": "seconds to wait for what is pending"},
-    },
-}
 _BODIES: dict[str, dict[str, Any]] = {
     "/v1/ingest": {MEDIA_TYPE: _BINARY},
-    "/v1/fetch": {"application/json": {"schema": _FETCH_BODY}},
+    "/v1/fetch": {"application/json": {"schema": reference(FETCH_BODY)}},
 }
 
 
@@ -87,23 +71,26 @@ def _described(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes
     )
     schema.setdefault("components", {})["securitySchemes"] = {"key": _KEY}
-    components = schema["components"].setdefault("schemas", {})
+    schemas = schema["components"].setdefault("schemas", {})
     # FastAPI's own errors never leave: what it would refuse with 422 is our `bad_request`.
     for name in ("HTTPValidationError", "ValidationError"):
-        components.pop(name, None)
-    components["Problem"] = _PROBLEM
-    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
+        schemas.pop(name, None)
+    schemas |= {**components(), "Problem": _PROBLEM}
     problem = {
         "description": "A problem; `code` says which.",
-        "content": {"application/problem+json": reference},
+        "content": {
+            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+        },
     }
     for path, operations in schema["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             responses = operation["responses"]
             responses.pop("422", None)
             responses["200"] = {
                 "description": "As asked.",
-                "content": _CONTENT.get(path, {"application/json": {"schema": {}}}),
+                "content": _CONTENT.get(
+                    path, {"application/json": {"schema": answer_schema(method, path)}}
+                ),
             }
             responses["default"] = problem
             # A store without keys asks for none.
@@ -111,3 +98,17 @@ def _described(app: FastAPI) -> dict[str, Any]:
             if path in _BODIES:
                 operation["requestBody"] = {"required": True, "content": _BODIES[path]}
     return schema
+
+
+def kind_of(schema: dict[str, Any]) -> str:
+    """Return what a schema allows, in a few words: `integer`, `[string]`, `a | b`."""
+    if reference := schema.get("$ref"):
+        return str(reference).rsplit("/", 1)[-1]
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if options := schema.get("anyOf"):
+        return " or ".join(kind_of(one) for one in options if one.get("type") != "null")
+    if schema.get("type") == "array":
+        parts = schema.get("prefixItems") or [schema.get("items", {})]
+        return f"[{', '.join(kind_of(part) for part in parts)}]"
+    return str(schema.get("contentEncoding", schema.get("type", "any")))

@@ -7,11 +7,11 @@ import logging
 import os
 
 from routereplay.patches._engine import PatchSet
-from routereplay.patches._patch import Library, PatchReport
+from routereplay.patches._patch import Library, Patch, PatchReport
 from routereplay.patches.errors import PatchError
 from routereplay.patches.vllm.releases import BEFORE, FIRST, installed_release
 from routereplay.patches.vllm.settings import Settings
-from routereplay.patches.vllm.table import PATCHES, requirements
+from routereplay.patches.vllm.table import ENGINE_PATCHES, PATCHES, requirements
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +28,32 @@ class RustFrontend(PatchError):
     code = "rust_frontend"
 
 
-@functools.cache
 def patch_set() -> PatchSet:
-    """Return the patches for the vLLM of this process; patches are a process's state."""
+    """Return the patches for the vLLM of this process."""
+    return _patch_set(PATCHES)
+
+
+@functools.cache
+def _patch_set(patches: tuple[Patch, ...]) -> PatchSet:
+    """Return the one set of these patches: what is applied is a process's state."""
     import vllm
 
     settings = Settings.from_env(os.environ)
     return PatchSet(
         Library("vllm", vllm.__version__, FIRST, BEFORE),
-        PATCHES,
-        requirements(installed_release()),
+        patches,
+        requirements(installed_release()) if patches is PATCHES else (),
         advice=_ADVICE,
         allow_untested=settings.allow_untested,
     )
 
 
-def install() -> PatchReport:
+def install(*, engine_only: bool = False) -> PatchReport:
     """Patch vLLM once.
+
+    Args:
+        engine_only: this process runs an engine core and no front end; what the front end
+            needs was checked there, and importing it would only delay the start.
 
     Raises:
         PatchError: this vLLM is not what the patches expect; nothing was changed.
@@ -52,7 +61,7 @@ def install() -> PatchReport:
     """
     _join_logging()
     _refuse_rust_frontend()
-    patches = patch_set()
+    patches = _patch_set(ENGINE_PATCHES if engine_only else PATCHES)
     if patches.report is not None:
         return patches.report
     report = patches.apply()

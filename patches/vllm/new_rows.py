@@ -8,7 +8,6 @@ adapter, an image in the prompt nor a start that the client chose is a continuat
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ class NewRows:
         info: RecordInfo,
         extra_args: Mapping[str, Any],
     ) -> tuple[RecordInfo, Lineage | None]:
-        """Tell the engine which rows to leave out of `request`, before it has the request.
+        """Tell the engine which rows to leave out of `request`, whose parameters are its own.
 
         Returns:
             What is known of the record, with its parent if it is a delta, and its lineage:
@@ -58,10 +57,7 @@ class NewRows:
         if shared is None or shared.parent[:2] == _id_of(info)[:2]:
             # The second: the same request once more, under the same id. It is no turn of its own.
             return info, lineage
-        # Copied: the choices of a request share one object, and vLLM keeps it.
-        params = copy.copy(request.sampling_params)
-        params.routed_experts_prompt_start = shared.rows
-        request.sampling_params = params
+        request.sampling_params.routed_experts_prompt_start = shared.rows
         return dataclasses.replace(info, row_start=shared.rows, parent=shared.parent), lineage
 
     def end(self, known: KnownPrefixes, record: OpenRecord, completion: Sequence[int]) -> None:

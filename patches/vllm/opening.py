@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from routereplay.patches.vllm.exporter import Exporter
+from routereplay.patches.vllm.gathered import ASKS
 from routereplay.patches.vllm.headers import asked_in_headers
 from routereplay.patches.vllm.identity import Ordinals, client_id, is_beam, trajectory_id
 from routereplay.patches.vllm.new_rows import NewRows
@@ -54,7 +55,12 @@ class Opening:
             model: sizes of the model's routes.
             whole: no row is left out, whoever has it.
         """
-        extra_args = {**asked_in_headers(), **(request.sampling_params.extra_args or {})}
+        # Its own from here on: the choices of a request share one object, and vLLM keeps it.
+        params = request.sampling_params = copy.copy(request.sampling_params)
+        given = params.extra_args or {}
+        if not self._keep_native:
+            params.extra_args = {**given, ASKS: True}
+        extra_args = {**asked_in_headers(), **given}
         asked = str(extra_args.get("return_routed_experts", "")).lower() in _YES
         self._keep_engine_alive(request)
         info = self._info(request, state, model, extra_args)
@@ -77,9 +83,7 @@ class Opening:
         params = request.sampling_params
         last = len(request.prompt_token_ids or ()) - 1
         if (params.routed_experts_prompt_start or 0) > last and not self._may_leave_out_all:
-            params = copy.copy(params)
             params.routed_experts_prompt_start = max(last, 0)
-            request.sampling_params = params
 
     def _info(
         self, request: Any, state: Any, model: ModelFacts, extra_args: dict[str, Any]

@@ -32,6 +32,7 @@ def _tap_rows(original: Function) -> Function:
         if recorder is None:
             return original(self, engine_core_outputs, *args, **kwargs)
         before = len(self.request_states)
+        recorder.scatter(engine_core_outputs)
         taken = recorder.take(engine_core_outputs)
         result = original(self, engine_core_outputs, *args, **kwargs)
         recorder.settle(taken, engine_core_outputs, self.request_states, before)

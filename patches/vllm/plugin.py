@@ -14,7 +14,7 @@ _OFF = frozenset({"0", "false", "no", "off"})
 
 
 def register() -> None:
-    """Switch the recorder on in a front-end process, if `ROUTEREPLAY_STORE_URL` is set.
+    """Switch the recorder on where it has work, if `ROUTEREPLAY_STORE_URL` is set.
 
     Raises:
         PatchError: this vLLM is not one that the recorder knows.
@@ -28,10 +28,11 @@ def register() -> None:
         return
     if os.environ.get("ROUTEREPLAY_ENABLED", "1").strip().lower() in _OFF:
         return
-    # Requests enter and leave where the engine's arguments are parsed. A worker never
-    # imports that module; an engine core that did would only carry unused wrappers.
-    if "vllm.engine.arg_utils" not in sys.modules:
+    # Requests enter and leave where the engine's arguments are parsed, and a worker imports
+    # neither that module nor the engine core's.
+    is_front_end = "vllm.engine.arg_utils" in sys.modules
+    if not (is_front_end or "vllm.v1.engine.core" in sys.modules):
         return
     from routereplay.patches.vllm.install import install
 
-    install()
+    install(engine_only=not is_front_end)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from routereplay.patches.vllm.exporter import Exporter
+from routereplay.patches.vllm.gathered import Scatter
 from routereplay.patches.vllm.guard import Guard
 from routereplay.patches.vllm.ledger import Stats
 from routereplay.patches.vllm.new_rows import NewRows
@@ -50,6 +51,7 @@ class Recorder:
         new_rows = NewRows(enabled=only_new_rows)
         self._open = OpenRecords(exporter, new_rows)
         self._steps = Steps(model, self._open, exporter, keep_native=keep_native)
+        self._scatter = Scatter(self._open)
         self._opening = Opening(
             self.engine_id,
             exporter,
@@ -83,6 +85,15 @@ class Recorder:
     def request_added(self, request: Any, state: Any) -> None:
         """vLLM accepted `request` (`EngineCoreRequest`) and made `state` (`RequestState`)."""
         self._guard.run(self._request_added, request, state)
+
+    def scatter(self, outputs: Sequence[Any]) -> None:
+        """Give a step's `EngineCoreOutput`s the rows that came as one array, also when off."""
+        try:
+            self._scatter.give(outputs)
+        except Exception:
+            self._exporter.ledger.internal_error()
+            logger.exception("route recorder: the rows of a step are lost; vLLM serves")
+            self._scatter.drop(outputs)
 
     def take(self, outputs: Sequence[Any]) -> Taken | None:
         """Take the rows of a step's `EngineCoreOutput`s before vLLM looks at them."""

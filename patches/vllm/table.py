@@ -24,6 +24,10 @@ from routereplay.patches.vllm.releases import (
     Release,
     Since,
 )
+from routereplay.patches.vllm.scheduler import GATHER_ROWS, NOTE_CLIENT, NOTE_FEW_BLOCKS
+
+ENGINE_PATCHES: tuple[Patch, ...] = (NOTE_CLIENT, GATHER_ROWS, NOTE_FEW_BLOCKS)
+"""What a process needs that runs an engine core and no front end."""
 
 PATCHES: tuple[Patch, ...] = (
     CAPTURE_ROUTES,
@@ -35,6 +39,7 @@ PATCHES: tuple[Patch, ...] = (
     NOTE_ABORT,
     NOTE_FAILURE,
     NOTE_SHUTDOWN,
+    *ENGINE_PATCHES,
 )
 
 REQUIREMENTS: tuple[Requirement, ...] = (
@@ -50,6 +55,21 @@ REQUIREMENTS: tuple[Requirement, ...] = (
             *("sampling_params", "lora_request", "arrival_time", "resumable"),
         ),
         reason="ids and tokens of a request",
+    ),
+    Requirement(
+        target="vllm.v1.request:Request.__init__",
+        names=("sampling_params", "client_index"),
+        reason="which front end takes the rows of a step as one array",
+    ),
+    Requirement(
+        target="vllm.v1.request:Request",
+        names=("num_output_tokens",),
+        reason="whose prompt's rows are still to be read",
+    ),
+    Requirement(
+        target="vllm.v1.engine:EngineCoreOutputs",
+        names=("outputs",),
+        reason="rows of a step",
     ),
     Requirement(
         target="vllm.sampling_params:SamplingParams",

@@ -1,6 +1,8 @@
 """A small cache and small steps: what the engine does to requests changes none of their rows."""
 
+import base64
 import functools
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -47,3 +49,23 @@ def test_a_preempted_request_keeps_the_rows_that_its_tokens_were_sampled_from(ap
             break
 
     assert api.metric("vllm:num_preemptions_total") > before
+
+
+@pytest.mark.behaviour("many requests at a time")
+def test_rows_that_travel_together_come_to_their_own_requests(api, sink, check, moe_server):
+    asked = prompts(12, 20, seed=50)
+
+    def ask(number):
+        native = {"return_routed_experts": 1} if number % 3 == 0 else {}
+        return api.complete(asked[number], max_tokens=30 + number, vllm_xargs=native)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(ask, range(len(asked))))
+    for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+        (choice,) = answer["choices"]
+        record = sink.wait(answer["id"])
+        check(record, prompt, choice["token_ids"])
+        if number % 3 == 0:
+            routes = np.load(io.BytesIO(base64.b64decode(choice["routed_experts"])))
+            assert np.array_equal(routes, record.experts)
+    assert "the engine sends the rows of a step as one array" in moe_server.log_path.read_text()

@@ -26,9 +26,9 @@ def test_the_plugin_module_imports_the_standard_library_only():
 
 @pytest.fixture
 def installed(monkeypatch):
-    """How often `install` was called, in a process that parses the engine's arguments."""
+    """What `install` was called with, in a process that parses the engine's arguments."""
     calls = []
-    monkeypatch.setattr(install, "install", lambda: calls.append(1))
+    monkeypatch.setattr(install, "install", lambda **given: calls.append(given))
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", types.ModuleType("arg_utils"))
     monkeypatch.delenv("ROUTEREPLAY_ENABLED", raising=False)
     monkeypatch.setenv("ROUTEREPLAY_STORE_URL", "http://127.0.0.1:8400")
@@ -38,7 +38,7 @@ def installed(monkeypatch):
 def test_a_front_end_with_a_store_is_recorded(installed):
     plugin.register()
 
-    assert installed == [1]
+    assert installed == [{"engine_only": False}]
 
 
 @pytest.mark.parametrize("value", ["0", "false", "OFF", "no"])
@@ -56,11 +56,20 @@ def test_without_a_store_vllm_is_left_alone(installed, monkeypatch):
     assert installed == []
 
 
-def test_a_process_without_a_front_end_is_left_alone(installed, monkeypatch):
+def test_a_worker_is_left_alone(installed, monkeypatch):
     monkeypatch.delitem(sys.modules, "vllm.engine.arg_utils")
+    monkeypatch.delitem(sys.modules, "vllm.v1.engine.core", raising=False)
     plugin.register()
 
     assert installed == []
+
+
+def test_an_engine_core_alone_gets_its_part(installed, monkeypatch):
+    monkeypatch.delitem(sys.modules, "vllm.engine.arg_utils")
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.core", types.ModuleType("core"))
+    plugin.register()
+
+    assert installed == [{"engine_only": True}]
 
 
 def test_the_rust_front_end_is_refused(monkeypatch):

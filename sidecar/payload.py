@@ -92,10 +92,12 @@ class Payload:
             hasher = RunningDigest()
             try:
                 async for buffer in self._read(ready):
-                    await asyncio.to_thread(hasher.update, buffer)
+                    if not ready.is_whole:
+                        await asyncio.to_thread(hasher.update, buffer)
             except (CorruptRecord, RoutesExpired) as error:
                 return {number: error}
-            ready.rows_digest = hasher.digest()
+            if not ready.is_whole:
+                ready.rows_digest = hasher.digest()
         return {}
 
     async def _read(self, ready: Ready) -> AsyncIterator[Buffer]:
@@ -107,11 +109,10 @@ class Payload:
 
 
 async def _hash_rows(ready: Ready, rows: memoryview) -> None:
-    found = ready.pieces
-    if len(found) == 1 and found[0].is_whole:
-        # What was verified is what is sent.
-        ready.rows_digest = found[0].part.manifest.chunks[found[0].seq].digest
-    elif len(rows) > INLINE_BYTES:
+    if ready.is_whole:
+        # Every chunk was verified, and is sent as it was recorded.
+        return
+    if len(rows) > INLINE_BYTES:
         ready.rows_digest = await asyncio.to_thread(digest, rows)
     else:
         ready.rows_digest = digest(rows)

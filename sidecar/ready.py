@@ -18,6 +18,17 @@ class Ready:
     tokens: memoryview
     parent: int | None
     rows_digest: bytes = b""
+    """Empty as long as the chunks' own digests say it all."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its rows are all chunks of its manifest."""
+        (part, *others), manifest = self.parts, self.manifest
+        return (
+            not others
+            and part.manifest is manifest
+            and (part.rows, part.layers) == (manifest.rows, manifest.num_layers)
+        )
 
     @property
     def token_start(self) -> int:

@@ -175,7 +175,8 @@ class RoutesItem(msgspec.Struct, frozen=True, kw_only=True):
     rows_offset: int
     rows_nbytes: int
     rows_digest: bytes
-    """BLAKE3-16 of the rows as sent."""
+    """BLAKE3-16 of the rows as sent. Empty: they are the manifest's chunks, whole and in order, and
+    each is checked against its own digest, which the recorder made."""
     tokens_offset: int
     tokens_nbytes: int
     parent: int | None = None

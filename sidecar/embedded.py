@@ -24,6 +24,7 @@ from typing import IO
 from redis import exceptions as refusals
 
 from routereplay.sidecar.embedded_config import binary_path, engine_config
+from routereplay.sidecar.embedded_memory import MALLOC, MemoryReturn
 from routereplay.sidecar.errors import EngineStartError
 from routereplay.sidecar.store.redis_engine import connect
 
@@ -48,6 +49,7 @@ class EmbeddedEngine:
         self._lock: IO[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._memory: MemoryReturn | None = None
 
     @property
     def url(self) -> str:
@@ -74,9 +76,14 @@ class EmbeddedEngine:
             await self.stop()
             raise
         self._watch = asyncio.create_task(self._keep_running())
+        self._memory = MemoryReturn(self.url)
+        self._memory.start()
 
     async def stop(self) -> None:
         """Stop the engine, give its data folder back, and remove what was temporary."""
+        if self._memory is not None:
+            await self._memory.stop()
+            self._memory = None
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -130,8 +137,7 @@ class EmbeddedEngine:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
-                # With glibc's default it keeps several times the live bytes after churn.
-                env={"MALLOC_MMAP_THRESHOLD_": "131072", "PATH": os.defpath},
+                env={**MALLOC, "PATH": os.defpath},
                 # Ctrl-C is for us: we stop it once the last request has been answered.
                 start_new_session=True,
                 preexec_fn=_die_with_parent(),

@@ -190,3 +190,32 @@ async def main():
     await asyncio.sleep(60)
 asyncio.run(main())
 """
+
+
+def test_memory_of_deleted_values_is_used_again_and_much_of_it_is_given_back(tmp_path):
+    value = os.urandom(1_000_000)
+
+    def rss(running):
+        pages = Path(f"/proc/{running.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def fill_and_delete(running):
+        with client(running) as used:
+            for number in range(40):
+                used.set(f"small{number}", value)
+            used.delete(*(f"small{number}" for number in range(40)))
+            few = rss(running)
+            for number in range(250):
+                used.set(f"k{number}", value)
+            full = rss(running)
+            # What stays lies between what goes, so the heap has holes and no free end.
+            used.delete(*(f"k{number}" for number in range(250) if number % 10))
+            return few, full, until(lambda: rss(running) < full // 2, timeout_s=10), used.dbsize()
+
+    running = EmbeddedEngine(durability="memory", data_dir=tmp_path, max_memory_bytes=1 << 29)
+    few, full, given_back, left = asyncio.run(within(running, fill_and_delete))
+
+    assert few > 40_000_000
+    assert full > 250_000_000
+    assert given_back
+    assert left == 25

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -98,10 +98,11 @@ class LayerReplay:
             self._check_bypass(recompute)
             return None
         expected = (rows, topk)
-        ids = self._recompute() if recompute else self._forward(live_ids, expected, num_experts)
-        if ids.shape != expected:
-            self._raise_rows(tuple(ids.shape), expected)
-        return ids.long()
+        if recompute:
+            ids = self._recompute()
+            self._check_rows(ids, expected)
+            return ids
+        return self._forward(expected, num_experts, live_ids)
 
     def expected_input(self) -> tuple[int, int] | None:
         """Return the leading sizes that the hidden states of the next call have, if any is due."""
@@ -110,8 +111,33 @@ class LayerReplay:
         return self._chunk.current.input_shape if self._chunk.current else None
 
     def _forward(
-        self, live_ids: Callable[[], torch.Tensor], expected: tuple[int, int], num_experts: int
+        self, expected: tuple[int, int], num_experts: int, live_ids: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
+        microbatch = self._next_microbatch()
+        microbatch.wait()
+        ids = microbatch.ids_LTK[self._slot]
+        self._check_rows(ids, expected)
+        canary = self._chunk.canary
+        compared = canary.wants(self.layer_number) and microbatch.origins.recorded
+        buffers: Microbatch | None = microbatch
+        if compared or microbatch.has_live:
+            chosen = live_ids()
+            if compared:
+                canary.compare(self.layer_number, self._slot, chosen, microbatch, num_experts)
+            if microbatch.has_live:
+                # The router's own choice is kept for recompute: on a near-tie a second
+                # forward may choose otherwise.
+                ids = torch.where(microbatch.live_T.unsqueeze(1), chosen.to(ids.dtype), ids)
+                buffers = None
+        if self._chunk.recording is not None:
+            self._chunk.recording.put(self._slot, ids if buffers is None else ids.clone())
+        self._remember(ids, microbatch.input_shape, buffers)
+        wide = ids.long()
+        microbatch.read()
+        return wide
+
+    def _next_microbatch(self) -> Microbatch:
+        """Return the open microbatch and count this call of it."""
         microbatch = self._chunk.current
         if microbatch is None:
             msg = (
@@ -128,29 +154,7 @@ class LayerReplay:
                 "once, and begin_microbatch() comes before each forward"
             )
             raise ReplayStateError(msg, calls=self.calls, microbatches=self._chunk.opened)
-        microbatch.wait()
-        ids = microbatch.ids_LTK[self._slot]
-        if ids.shape != expected:
-            self._raise_rows(tuple(ids.shape), expected)
-        compared = self._chunk.canary.wants(self.layer_number) and microbatch.origins.recorded
-        chosen = live_ids() if microbatch.has_live or compared else None
-        if chosen is not None and compared:
-            self._chunk.canary.compare(
-                self.layer_number, self._slot, chosen, microbatch, num_experts
-            )
-        buffers: Microbatch | None = microbatch
-        if chosen is not None and microbatch.has_live:
-            # The router's own choice is kept for recompute: on a near-tie a second
-            # forward may choose otherwise.
-            ids = torch.where(microbatch.live_T.unsqueeze(1), chosen.to(ids.dtype), ids)
-            buffers = None
-        if self._chunk.recording is not None:
-            own = ids if buffers is None else ids.clone()
-            self._chunk.recording.put(self._slot, own)
-        self._remember(ids, microbatch.input_shape, buffers)
-        wide = ids.long()
-        microbatch.read()
-        return wide
+        return microbatch
 
     def _remember(
         self, ids_TK: torch.Tensor, input_shape: tuple[int, int], buffers: Microbatch | None
@@ -162,6 +166,7 @@ class LayerReplay:
                 buffers.keep()
 
     def _recompute(self) -> torch.Tensor:
+        """Return the ids `[rows, topk]` int64 of the call that is repeated."""
         if not self._pending:
             msg = (
                 f"{self.where()}: recomputed in backward without a forward that awaits it; "
@@ -185,12 +190,14 @@ class LayerReplay:
             )
             raise ReplayStateError(msg)
 
-    def _raise_rows(self, found: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
-        msg = (
-            f"{self.where()}: the open microbatch has routes [rows, topk] = {list(found)} and "
-            f"the router has {list(expected)}; row_ids must name every row of this rank once"
-        )
-        raise ReplayMismatch(msg, found=list(found), expected=list(expected))
+    def _check_rows(self, ids_TK: torch.Tensor, expected: tuple[int, int]) -> None:
+        if ids_TK.shape != expected:
+            msg = (
+                f"{self.where()}: the open microbatch has routes [rows, topk] = "
+                f"{list(ids_TK.shape)} and the router has {list(expected)}; row_ids must name "
+                "every row of this rank once"
+            )
+            raise ReplayMismatch(msg, found=list(ids_TK.shape), expected=list(expected))
 
     def where(self) -> str:
         """Return the layer and chunk, for an error."""

@@ -119,7 +119,7 @@ class HookedLayer(LayerReplay):
         differs = (now - call.logits).norm() > _SAME_CALL * call.logits.norm()
         # Read at the end of the step: nothing waits for the device here.
         self._strangers = differs.long() + (0 if self._strangers is None else self._strangers)
-        return call.ids_TK
+        return call.ids_TK.long()
 
     def _backward_passed(self, call: _Call) -> None:
         self._calls = [kept for kept in self._calls if kept is not call]

@@ -225,7 +225,7 @@ def _stale_recompute():
 
     def stale(self):
         original(self)
-        return self._chunk.current.ids_LTK[self._slot]
+        return self._chunk.current.ids_LTK[self._slot].long()
 
     LayerReplay._recompute = stale
     try:

@@ -38,17 +38,15 @@ def probe_router(found: FoundRouter) -> str | None:
     """
     router = found.router
     config = router.config
-    device = router.weight.device
-    probe = _Probe(config.num_moe_experts, config.moe_router_topk, device)
-    expected = _map_of(probe.ids, config.num_moe_experts)
-    logits = (~expected).to(router.weight.dtype).unsqueeze(1)
-    previous = router.router_replay if hasattr(router, "router_replay") else _ABSENT
-    if previous is _ABSENT:
+    if not hasattr(router, "router_replay"):
         return (
             f"layer {found.layer_number} (1-based): {type(router).__name__} has no router_replay; "
             "Megatron-Core 0.16 is the first that can replay"
         )
-    router.router_replay = probe
+    probe = _Probe(config.num_moe_experts, config.moe_router_topk, router.weight.device)
+    expected = _map_of(probe.ids, config.num_moe_experts)
+    logits = (~expected).to(router.weight.dtype).unsqueeze(1)
+    previous, router.router_replay = router.router_replay, probe
     try:
         with torch.no_grad():
             _, executed = router.routing(logits)
@@ -92,9 +90,6 @@ def probe_gradients(config: Any) -> str | None:
     if not constant and not bool((logits.grad[replayed] != 0).any()):
         return "the gradient of replayed experts' weights is zero at the router's logits"
     return None
-
-
-_ABSENT = object()
 
 
 def _map_of(ids: torch.Tensor, num_experts: int) -> torch.Tensor:

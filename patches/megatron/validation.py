@@ -49,7 +49,8 @@ def _graphs_cover_router(config: Any) -> bool:
     scope = _get(config, "cuda_graph_modules", None)
     if scope is None:
         scope = _get(config, "cuda_graph_scope", None)
-    names = {_get(item, "name", item) for item in ([scope] if isinstance(scope, str) else scope)}
+    scopes = [scope] if isinstance(scope, str) else scope or ()
+    names = {_get(item, "name", item) for item in scopes}
     return (
         _get(config, "cuda_graph_impl") == "full_iteration"
         or not names

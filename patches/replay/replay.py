@@ -13,10 +13,7 @@ from routereplay.client.packed import PackedRoutes
 from routereplay.patches.replay.accounting import finish, incomplete
 from routereplay.patches.replay.bundled import BundledRoutes
 from routereplay.patches.replay.chunk import ChunkReplay
-from routereplay.patches.replay.errors import (
-    ReplayError,
-    ReplayStateError,
-)
+from routereplay.patches.replay.errors import ReplayError, ReplayStateError
 from routereplay.patches.replay.prefetch import Staging
 from routereplay.patches.replay.recording import Recording
 from routereplay.patches.replay.report import StepReport

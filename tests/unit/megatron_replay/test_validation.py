@@ -33,6 +33,7 @@ REFUSED = [
     ({"moe_router_force_load_balancing": True}, "moe_router_force_load_balancing"),
     ({"moe_router_force_biased": 0.0}, "moe_router_force_biased"),
     ({"cuda_graph_impl": "local", "cuda_graph_scope": []}, "CUDA graphs"),
+    ({"cuda_graph_impl": "local"}, "CUDA graphs"),
     ({"cuda_graph_impl": "local", "cuda_graph_scope": [Scope.full_iteration]}, "CUDA graphs"),
     ({"cuda_graph_impl": "local", "cuda_graph_scope": [Scope.attn, Scope.moe]}, "CUDA graphs"),
     ({"cuda_graph_impl": "local", "cuda_graph_modules": [Scope.moe_router]}, "CUDA graphs"),

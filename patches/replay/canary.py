@@ -4,13 +4,13 @@ Recorded and live choice agree on about nine of ten experts when rows, layers an
 are right (Megatron-LM issue 4168), and by chance alone when one of them is wrong. Every
 count can be right while each row executes its neighbour's experts; only this tells.
 
-In the first step every router also runs its live top-k once, later one router of a step.
-Its choice is held against the recorded experts as they are, and against what they would
-be if a known bug had arranged them: one row early or late, the plane of the layer before
-or behind, batch-major rows. The sums go to pinned memory on their own and are awaited at
-the end of the step: they were copied in the forward of its first microbatch, so a device
-that is busy with the backward does not go idle, and no gradient of a misrouted step is
-handed out.
+In the first step every router also runs its live top-k once, later one router of a step;
+a step of too few rows to judge is followed by another first one. The choice is held
+against the recorded experts as they are, and against what they would be if a known bug
+had arranged them: one row early or late, the plane of the layer before or behind,
+batch-major rows. The sums go to pinned memory on their own and are awaited at the end
+of the step: they were copied in the forward of its first microbatch, so a device that is
+busy with the backward does not go idle, and no gradient of a misrouted step is handed out.
 
 Shape legend: T rows, E experts, K topk, A arrangements, G stretches of rows.
 """
@@ -38,7 +38,7 @@ class _Pending(NamedTuple):
 
 
 class Canary:
-    """Compares one router call of every `every`-th step of one model chunk, all in the first.
+    """Compares one router call of every `every`-th step of one model chunk, first of all routers.
 
     Args:
         every: steps between comparisons; 0 never compares.
@@ -51,6 +51,7 @@ class Canary:
         self._step = 0
         self._looked = 0
         self._trusted = False
+        """Whether a step has judged all layers."""
         self._armed: set[int] = set()
         self._pending: deque[_Pending] = deque()
         self._arranger = Arranger()
@@ -120,7 +121,8 @@ class Canary:
             pending = self._pending.popleft()
             pending.copied.wait()
             readings.append(judged(pending.comparison))
-        self._trusted = self._trusted or bool(readings)
+        if readings and not self._armed and all(reading.judged for reading in readings):
+            self._trusted = True
         return readings
 
     def forget(self) -> None:

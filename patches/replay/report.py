@@ -45,6 +45,8 @@ class CanaryReading:
     strays: float = 0.0
     """Estimated share of rows whose recorded experts are not theirs; 0 where K or E is too
     small to tell."""
+    judged: bool = True
+    """Whether there were rows enough to judge; with fewer this is for information."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +65,4 @@ class StepReport:
     prefetched: int
     """Microbatches that `prefetch()` had staged, over all model chunks."""
     canary: tuple[CanaryReading, ...]
-    """Comparisons of this step: of every layer in the first, of one later."""
+    """Comparisons of this step: of every layer until all were judged, of one later."""

@@ -65,8 +65,9 @@ def judged(comparison: Comparison) -> CanaryReading:
         others={name: whole[name] for name in names if name not in (ALIGNED, UNRELATED)},
         worst=min((stretch[ALIGNED] for stretch in stretches), default=whole[ALIGNED]),
         strays=strays,
+        judged=float(choices_AG.sum(1).min()) >= MIN_CHOICES,
     )
-    if float(choices_AG.sum(1).min()) >= MIN_CHOICES:
+    if reading.judged:
         for shares in (whole, *stretches):
             _check(reading, shares)
         _check_strays(reading, whole)

@@ -79,6 +79,12 @@ def test_a_wrong_layer_is_found_in_the_first_step_whichever_it_is(megatron):
     assert "layer 4 (1-based), step 1" in facts["message"]
 
 
+def test_all_layers_are_compared_until_there_were_rows_enough_to_judge(megatron):
+    steps = megatron.run("watching.own_routes", drift=0.0, length=64)
+    found = [[(r["layer_number"], r["judged"]) for r in readings] for readings in steps]
+    assert found == [[(2, False), (3, False), (4, False)]] * 3
+
+
 def test_too_few_rows_are_reported_and_not_judged(megatron):
     facts = megatron.run("watching.mistake", name="rows_late", length=64)
     assert facts["code"] is None

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from routereplay.patches._patch import Function, Patch
 from routereplay.patches.vllm.attach import CANARY, RECORDER, attach, model_facts
+from routereplay.patches.vllm.record import ModelFacts
+from routereplay.patches.vllm.refusals import check_output_processor_class
+
+logger = logging.getLogger(__name__)
 
 
 def _attach_server(original: Function) -> Function:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         # Before the engine starts: what is wrong with the model is said at once.
         facts = model_facts(vllm_config)
-        original(self, vllm_config, *args, **kwargs)
+        with _starting(facts, original):
+            original(self, vllm_config, *args, **kwargs)
         if facts is not None:
             attach(self.output_processor, facts, vllm_config.model_config, keep_native=False)
 
@@ -22,7 +31,8 @@ def _attach_server(original: Function) -> Function:
 def _attach_offline(original: Function) -> Function:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         facts = model_facts(vllm_config)
-        original(self, vllm_config, *args, **kwargs)
+        with _starting(facts, original):
+            original(self, vllm_config, *args, **kwargs)
         if facts is not None:
             # The caller of offline LLM.generate holds the arrays in his own process: there is
             # no response to relieve, and they stay where his code looks for them.
@@ -32,6 +42,29 @@ def _attach_offline(original: Function) -> Function:
                 canary.before_use(self)
 
     return __init__
+
+
+@contextlib.contextmanager
+def _starting(facts: ModelFacts | None, init: Function) -> Iterator[None]:
+    """Look at what will take the rows before a model is loaded; say more if the engine fails."""
+    if facts is None:
+        yield
+        return
+    kind = getattr(sys.modules.get(init.__module__), "OutputProcessor", None)
+    if kind is not None:
+        check_output_processor_class(kind)
+    try:
+        yield
+    except Exception:
+        # vLLM's own error names a flag or a kernel that nobody has asked for.
+        logger.error(
+            "route recorder: the engine of %s did not start. The recorder has switched "
+            "enable_return_routed_experts on: if vLLM's own error speaks of routed experts, their "
+            "capture does not know a kernel or a router of this model. Try another "
+            "--moe-backend or a newer vLLM; ROUTEREPLAY_ENABLED=0 runs it without recording.",
+            facts.name,
+        )
+        raise
 
 
 def _prove_first(original: Function) -> Function:

@@ -132,15 +132,28 @@ def check_output_processor(processor: Any) -> None:
     Raises:
         UnsupportedEngine: somebody else's stands in its place, past which rows would go.
     """
-    method = type(processor).process_outputs
-    if "process_outputs" in vars(processor) or getattr(method, MARK, None) is None:
-        kind = type(processor)
-        msg = (
-            f"the engine's output processor is {kind.__module__}.{kind.__qualname__}, whose "
-            "process_outputs is not the one that was patched: rows would go past the recorder. "
-            f"Remove what replaces it, {_ENABLED_0}."
-        )
-        raise UnsupportedEngine(msg, found=f"{kind.__module__}:{kind.__qualname__}")
+    if "process_outputs" in vars(processor):
+        raise _replaced(type(processor))
+    check_output_processor_class(type(processor))
+
+
+def check_output_processor_class(kind: type) -> None:
+    """Look at the class whose instance an engine is going to have, before a model is loaded.
+
+    Raises:
+        UnsupportedEngine: its `process_outputs` is not the one that was patched.
+    """
+    if getattr(getattr(kind, "process_outputs", None), MARK, None) is None:
+        raise _replaced(kind)
+
+
+def _replaced(kind: type) -> UnsupportedEngine:
+    msg = (
+        f"the engine's output processor is {kind.__module__}.{kind.__qualname__}, whose "
+        "process_outputs is not the one that was patched: rows would go past the recorder. "
+        f"Remove what replaces it, {_ENABLED_0}."
+    )
+    return UnsupportedEngine(msg, found=f"{kind.__module__}:{kind.__qualname__}")
 
 
 def _number(args: Any, name: str) -> int:

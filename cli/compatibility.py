@@ -18,27 +18,31 @@ from routereplay.patches.vllm.refusals import REFUSALS
 from routereplay.patches.vllm.releases import BEFORE, FIRST
 
 Results: TypeAlias = dict[str, dict[str, dict[str, Any]]]
-"""Version, then behaviour, then `outcome` (`passed`, `failed`, `skipped`) and `reason`."""
+"""Version, then behaviour, then `outcome` (`passed`, `failed`, `skipped`) and `reason`; and
+`needs_tap`, whether its test fails on a server without the recorder, if that was tried."""
 
 RESULTS = "compatibility.json"
+
+_CUDA = " on CUDA"
 
 _ENVIRONMENTS = {
     "0.26.0": "`scripts/vllm-cpu-capture` gives its CPU kernel the capture hook that it lacks",
     "0.30.0": "as released, with Triton's interpreter for speculation and adapters",
+    "0.26.0 on CUDA": "as released, on H100s, with CUDA graphs",
     "0.32.0": "Triton's interpreter runs its kernels (`scripts/vllm-cpu-triton`)",
 }
-"""What had to be added to a CPU build, by version."""
+"""What was run, by version: CPU builds and what had to be added to them, or CUDA."""
 
-_NOT_SEEN = (
-    ("async scheduling", "the CPU platform switches it off; everything above ran without it"),
-    ("data parallel", "a CPU build has no all-to-all for experts: its first request ends it"),
-    ("LoRA", "a CPU build lacks the kernel (`moe_align_block_size`) for adapters of experts"),
-    (
-        "new weights in mid-request",
-        "spans are tested on the states that vLLM keeps (`weight_version_starts`), not on a server",
-    ),
-)
-"""What no CPU build can show."""
+_NOT_ON_CPU = {
+    "data parallel 2": "no all-to-all for experts: the first request would end the engine",
+    "CUDA graphs": "no graphs",
+}
+"""What no CPU build can show, and why."""
+
+_LEGEND = """\
+**yes**: a test shows it. Empty: not run there. *Without the recorder*: the same test on a server
+that does not record (`./scripts/compatibility --without-tap`) fails, as it must: what passes
+there would prove nothing."""
 
 
 def load_results() -> Results:
@@ -51,10 +55,13 @@ def load_results() -> Results:
 def merged(results: Results, lines: list[dict[str, Any]]) -> Results:
     """Return results with those of a run in place of the older ones of its behaviours.
 
-    A behaviour that several tests show is seen if all of them passed.
+    A behaviour that several tests show is seen if all of them passed. Lines of a run without the
+    recorder, in which a test "passes" by failing, say only whether its tests need the recorder.
     """
     fresh: Results = {}
     for line in lines:
+        if line.get("without_tap"):
+            continue
         behaviours = fresh.setdefault(line["version"], {})
         before = behaviours.get(line["behaviour"])
         if before is None or _weight(line["outcome"]) > _weight(before["outcome"]):
@@ -62,10 +69,26 @@ def merged(results: Results, lines: list[dict[str, Any]]) -> Results:
                 "outcome": line["outcome"],
                 "reason": line["reason"],
             }
-    return {
-        version: {**results.get(version, {}), **fresh.get(version, {})}
+    found = {
+        version: {
+            name: {**results.get(version, {}).get(name, {}), **each}
+            for name, each in {**results.get(version, {}), **fresh.get(version, {})}.items()
+        }
         for version in sorted({*results, *fresh}, key=_numbers)
     }
+    _note_need_of_tap(found, [line for line in lines if line.get("without_tap")])
+    return found
+
+
+def _note_need_of_tap(results: Results, lines: list[dict[str, Any]]) -> None:
+    needs: dict[tuple[str, str], bool] = {}
+    for line in lines:
+        if line["outcome"] != "skipped":
+            key = line["version"], line["behaviour"]
+            needs[key] = needs.get(key, True) and line["outcome"] == "passed"
+    for (version, name), needed in needs.items():
+        if name in results.get(version, {}):
+            results[version][name]["needs_tap"] = needed
 
 
 def page() -> str:
@@ -79,7 +102,9 @@ def page() -> str:
         "`python -m routereplay.cli.reference docs`.",
         "",
         "* **tested**: a real server of this release showed the behaviours below; every recorded",
-        "  row of every test equals the experts that transformers' own float32 forward picks.",
+        "  row of every test equals the experts that transformers' own float32 forward picks. On",
+        "  CUDA, in bfloat16, rows equal vLLM's native ones bit for bit and that forward's in nine",
+        "  of ten layer-rows, and no row is another token's (`tests/gpu/test_recorder_cuda.py`).",
         "* **expected**: nobody ran it here. Every symbol, parameter and name that the recorder",
         "  uses was read in its wheel and fits, and its canary decides at start.",
         "* **refused**: it does not start with the recorder.",
@@ -100,18 +125,17 @@ def page() -> str:
         "",
         "## Behaviours, on real servers",
         "",
-        "CPU builds: " + "; ".join(f"{v}: {_ENVIRONMENTS.get(v, '')}" for v in results) + ".",
+        "Builds: " + "; ".join(f"{v}: {_ENVIRONMENTS.get(v, '')}" for v in results) + ".",
         "",
-        f"| behaviour | {' | '.join(results)} |",
-        "|---" * (len(results) + 1) + "|",
+        *_LEGEND.splitlines(),
+        "",
+        f"| behaviour | {' | '.join(results)} | without the recorder |",
+        "|---" * (len(results) + 2) + "|",
     ]
     behaviours = list(dict.fromkeys(name for found in results.values() for name in found))
-    lines += [
-        f"| {name} | {' | '.join(_cell(results[v].get(name)) for v in results)} |"
-        for name in behaviours
-    ]
-    lines += ["", "No CPU build can show:", "", "| behaviour | why not |", "|---|---|"]
-    lines += [f"| {name} | {why} |" for name, why in _NOT_SEEN]
+    for name in behaviours:
+        cells = [_cell(name, version, results[version].get(name)) for version in results]
+        lines.append(f"| {name} | {' | '.join(cells)} | {_without_tap(name, results)} |")
     lines += ["", "## Engines that are refused at start", "", "| what | why | way out |"]
     lines += ["|---|---|---|"]
     lines += [f"| {each.name} | {each.reason} | {each.way_out} |" for each in REFUSALS]
@@ -142,12 +166,24 @@ def _status(found: dict[str, dict[str, Any]] | None) -> str:
     return f"**tested**: {passed} behaviours" + (f", {failed} FAIL" if failed else "")
 
 
-def _cell(found: dict[str, Any] | None) -> str:
+def _cell(name: str, version: str, found: dict[str, Any] | None) -> str:
     if found is None:
-        return "not run"
+        return "" if version.endswith(_CUDA) else _NOT_ON_CPU.get(name, "")
     if found["outcome"] == "skipped":
         return str(found["reason"])
-    return "yes" if found["outcome"] == "passed" else "**no**"
+    return "**yes**" if found["outcome"] == "passed" else "**no**"
+
+
+def _without_tap(name: str, results: Results) -> str:
+    needs = {
+        version: found[name]["needs_tap"]
+        for version, found in results.items()
+        if "needs_tap" in found.get(name, {})
+    }
+    passing = [version for version, needed in needs.items() if not needed]
+    if passing:
+        return f"**passes** on {', '.join(passing)}"
+    return f"fails on {', '.join(needs)}" if needs else ""
 
 
 def _weight(outcome: str) -> int:
@@ -155,7 +191,8 @@ def _weight(outcome: str) -> int:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    """`0.26.0 on CUDA` comes after `0.26.0`."""
+    return (*(int(part) for part in version.split()[0].split(".")), len(version.split()))
 
 
 if __name__ == "__main__":

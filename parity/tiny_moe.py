@@ -32,6 +32,7 @@ def write_tiny_moe(
     dense_layers: tuple[int, ...] = (0,),
     num_experts: int = 16,
     topk: int = 4,
+    head_dim: int = 32,
     seed: int = 0,
 ) -> Path:
     """Write a Qwen3-MoE checkpoint to `path` and return it. Weights are bf16 values.
@@ -42,7 +43,7 @@ def write_tiny_moe(
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     config = Qwen3MoeConfig(
-        **_common_config(num_layers),
+        **_common_config(num_layers, head_dim),
         moe_intermediate_size=64,
         num_experts=num_experts,
         num_experts_per_tok=topk,
@@ -94,7 +95,7 @@ def seed_weights(model: Any, seed: int) -> None:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
 
 
-def _common_config(num_layers: int) -> dict[str, Any]:
+def _common_config(num_layers: int, head_dim: int = 32) -> dict[str, Any]:
     return {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
@@ -102,7 +103,7 @@ def _common_config(num_layers: int) -> dict[str, Any]:
         "num_hidden_layers": num_layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 32,
+        "head_dim": head_dim,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,

@@ -9,7 +9,7 @@ settings.load_profile("routereplay")
 
 _ONE_SERVER = "tests/e2e/recorder_vllm/"
 """Files that share one vLLM server: they stay with one worker, or each would start its own."""
-_OWN_SERVERS = ("test_engine_features", "test_installed", "test_silent_failures")
+_OWN_SERVERS = (*("test_engine_", "test_installed", "test_refused", "test_silent_failures"),)
 """Files of that folder that start others, or none."""
 _LONG = ("tests/e2e/", "tests/packaging/", "tests/integration/")
 """Begun first, so that no worker sits before the last long file while the others are done."""

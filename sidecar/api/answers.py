@@ -16,7 +16,6 @@ from routereplay.sidecar import fetch
 from routereplay.sidecar.api.params import Format
 from routereplay.sidecar.metrics import Metrics
 from routereplay.sidecar.ready import sources_of
-from routereplay.sidecar.views import RoutesItemView, RoutesView
 from routereplay.wire.errors import BadRequest
 from routereplay.wire.routes import numpy_dtype
 from routereplay.wire.version import MEDIA_TYPE
@@ -121,7 +120,7 @@ def _npz(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
 
 
 def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
-    items: list[RoutesItemView] = [
+    items = [
         {
             "manifest": ready.manifest,
             "token_start": ready.token_start,
@@ -133,5 +132,6 @@ def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
         }
         for ready, rows in zip(found.items, arrays, strict=True)
     ]
-    view = RoutesView(items=items, trajectories=found.trajectories, failures=found.failures)
-    return msgspec.json.encode(view)
+    return msgspec.json.encode(
+        {"items": items, "trajectories": found.trajectories, "failures": found.failures}
+    )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.behaviours import pytest_runtest_makereport as pytest_runtest_makereport
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("megatron.core")

@@ -3,49 +3,71 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
 
-@functools.lru_cache(maxsize=2)
-def _model(path):
-    torch.set_num_threads(1)
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+class Reference:
+    """The experts that a float32 forward of a checkpoint picks.
 
-
-def expert_sets(path, token_ids):
-    """`[tokens, layers, topk]` sorted ids of a float32 forward; dense layers are zero.
-
-    Qwen3-MoE: the top-k of softmax(logits) is the top-k of the logits.
+    Args:
+        path: the checkpoint.
+        change: done to the model after loading, such as merging an adapter.
     """
-    model = _model(str(path))
-    topk = model.config.num_experts_per_tok
-    found, hooks = {}, []
-    for index, layer in enumerate(model.model.layers):
-        gate = getattr(layer.mlp, "gate", None)
-        if gate is not None:
-            hooks.append(gate.register_forward_hook(functools.partial(_record, found, index, topk)))
-    with torch.no_grad():
-        model(torch.as_tensor(np.asarray(token_ids, np.int64))[None])
-    for hook in hooks:
-        hook.remove()
-    experts = np.zeros((len(token_ids), len(model.model.layers), topk), np.int64)
-    for index, ids in found.items():
-        experts[:, index] = ids
-    return experts
+
+    def __init__(self, path: Path | str, change: Callable[[Any], None] | None = None) -> None:
+        torch.set_num_threads(1)
+        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self._topk = self._model.config.num_experts_per_tok
+        if change is not None:
+            with torch.no_grad():
+                change(self._model)
+
+    def experts(self, token_ids: Sequence[int] | np.ndarray, cache: Any = None) -> np.ndarray:
+        """Return `[tokens, layers, topk]`, each row sorted; dense layers are zero.
+
+        Qwen3-MoE: the top-k of softmax(logits) is the top-k of the logits.
+
+        Args:
+            token_ids: what is fed to the model.
+            cache: transformers' keys and values of the tokens before; those of these are added.
+        """
+        found: dict[int, np.ndarray] = {}
+        layers = self._model.model.layers
+        hooks = [
+            layer.mlp.gate.register_forward_hook(functools.partial(self._note, found, index))
+            for index, layer in enumerate(layers)
+            if hasattr(layer.mlp, "gate")
+        ]
+        tokens = torch.as_tensor(np.asarray(token_ids, np.int64))[None]
+        with torch.no_grad():
+            self._model(tokens, past_key_values=cache, use_cache=cache is not None)
+        for hook in hooks:
+            hook.remove()
+        experts = np.zeros((len(token_ids), len(layers), self._topk), np.int64)
+        for index, ids in found.items():
+            experts[:, index] = ids
+        return experts
+
+    def _note(
+        self, found: dict[int, np.ndarray], index: int, gate: Any, inputs: Any, _: Any
+    ) -> None:
+        hidden = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+        logits = hidden @ gate.weight.float().T
+        found[index] = np.sort(logits.topk(self._topk, dim=-1).indices.numpy(), axis=-1)
 
 
-def _record(found, index, topk, gate, arguments, _output):
-    hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
-    logits = hidden.float() @ gate.weight.float().T
-    found[index] = np.sort(logits.topk(topk, dim=-1).indices.numpy(), axis=-1)
+_reference = functools.lru_cache(maxsize=2)(Reference)
 
 
 def assert_rows_equal_the_reference(path, token_ids, experts):
     """Every recorded row names the experts that the reference forward picks."""
-    reference = expert_sets(path, token_ids)[: len(experts)]
+    reference = _reference(str(path)).experts(token_ids)[: len(experts)]
     wrong = (np.sort(experts, axis=-1) != reference).any(axis=-1)
 
     assert experts.shape == reference.shape

@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from support.behaviours import WITHOUT_TAP
 
 from routereplay.parity.vllm_server import CPU_ENVIRONMENT
-
-from .conftest import WITHOUT_TAP
 
 pytestmark = [
     pytest.mark.vllm,

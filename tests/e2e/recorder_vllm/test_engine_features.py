@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import triton.backends
 from support.engine_core import engine_core_of
+from support.openai_api import Api
 
 from routereplay.patches.vllm.releases import AUX_OUTPUT
-
-from .conftest import Api
 
 pytestmark = [
     pytest.mark.vllm,

@@ -1,11 +1,9 @@
 """The table against the vLLM that is installed, in processes of their own."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from support.forked_vllm import ForkedVllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -35,61 +33,10 @@ print("RESULT", any(a is b for a, b in zip(before, changed)), now() == before)
 """
 
 
-FORKS = """
-import json, os, sys, traceback
-import vllm.engine.arg_utils
-import vllm.v1.engine.async_llm, vllm.v1.engine.llm_engine, vllm.plugins
-for line in sys.stdin:
-    code, environment, log = json.loads(line)
-    child = os.fork()
-    if not child:
-        with open(log, "wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os.environ.update(environment)
-        try:
-            exec(code, {"__name__": "__main__"})
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print("EXIT", status, flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def run(plugin_path, tmp_path_factory):
-    """Run code in a process that has imported vLLM and loaded no plugin, a fresh one each time.
-
-    Forked, as importing vLLM takes ten seconds of a core.
-    """
-    env = {k: v for k, v in os.environ.items() if not k.startswith("ROUTEREPLAY_")}
-    env |= {"PYTHONPATH": plugin_path, "VLLM_LOGGING_LEVEL": "ERROR"}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", FORKS],
-        env=env,
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-
-    def run_code(code, **environment):
-        log = tmp_path_factory.mktemp("fork") / "log"
-        environment = {"ROUTEREPLAY_STORE_URL": "http://127.0.0.1:9"} | environment
-        parent.stdin.write(json.dumps([code, environment, str(log)]) + "\n")
-        parent.stdin.flush()
-        answer = next(line for line in parent.stdout if line.startswith("EXIT "))
-        lines = log.read_text().splitlines()
-        found = [line[7:] for line in lines if line.startswith("RESULT ")]
-        return found, int(answer[5:]), log.read_text()
-
-    with parent:
-        yield run_code
-        parent.stdin.close()
+    with ForkedVllm(plugin_path, tmp_path_factory) as forked:
+        yield forked.run
 
 
 def test_every_row_is_applied_to_the_installed_vllm(run):
@@ -127,9 +74,74 @@ def test_a_vllm_that_drifted_ends_the_start_up_with_advice(run):
     assert "ROUTEREPLAY_ENABLED=0" in log
 
 
+@pytest.mark.behaviour("refused at start: vLLM's Rust front end")
 def test_the_rust_front_end_is_refused(run):
     found, status, log = run(STATE.format(setup=""), VLLM_USE_RUST_FRONTEND="1")
 
     assert found == []
     assert status != 0
     assert "VLLM_USE_RUST_FRONTEND is set" in log
+
+
+CONFIGURED = """
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+import vllm.v1.engine.async_llm as async_llm
+from vllm.engine.arg_utils import AsyncEngineArgs
+{setup}
+config = AsyncEngineArgs(model={model!r}, enforce_eager=True, **{options!r}).create_engine_config()
+async_llm.EngineCoreClient = None  # A model would be loaded here.
+async_llm.AsyncLLM(config, None, False)
+"""
+THEIRS = """
+class Theirs(async_llm.OutputProcessor):
+    def process_outputs(self, *arguments): return None
+async_llm.OutputProcessor = Theirs
+"""
+NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
+
+
+@pytest.mark.parametrize(
+    ("options", "setup", "words"),
+    [
+        pytest.param(
+            {"pipeline_parallel_size": 2},
+            "",
+            "pipeline parallel inference: each stage's workers capture",
+            marks=pytest.mark.behaviour("refused at start: pipeline parallel inference"),
+        ),
+        pytest.param(
+            {"kv_transfer_config": NIXL},
+            "",
+            "prefill/decode disaggregation: the prompt is computed by another engine",
+            marks=pytest.mark.behaviour("refused at start: prefill/decode disaggregation"),
+        ),
+        pytest.param(
+            {},
+            THEIRS,
+            "Theirs, whose process_outputs is not the one that was patched",
+            marks=pytest.mark.behaviour("refused at start: an OutputProcessor of somebody else"),
+        ),
+    ],
+    ids=["pipeline", "disaggregation", "output-processor"],
+)
+def test_an_engine_that_cannot_be_recorded_is_refused_before_its_model_is_loaded(
+    run, moe_path, options, setup, words
+):
+    code = CONFIGURED.format(model=str(moe_path), options=options, setup=setup)
+    _, status, log = run(code, VLLM_CPU_KVCACHE_SPACE="1", VLLM_HOST_IP="127.0.0.1")
+
+    assert status != 0
+    assert "UnsupportedEngine: " in log
+    assert words in log
+    assert "ROUTEREPLAY_ENABLED=0" in log
+    assert "NoneType" not in log, "it came to the model"
+
+
+def test_an_engine_that_can_be_recorded_comes_to_its_model(run, moe_path):
+    code = CONFIGURED.format(model=str(moe_path), options={}, setup="")
+    _, status, log = run(code, VLLM_CPU_KVCACHE_SPACE="1", VLLM_HOST_IP="127.0.0.1")
+
+    assert status != 0
+    assert "'NoneType' object has no attribute 'make_async_mp_client'" in log
+    assert "the recorder has switched" in log.lower()

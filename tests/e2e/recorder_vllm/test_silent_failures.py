@@ -3,11 +3,11 @@
 import os
 
 import pytest
+from support.openai_api import Api
+from support.plugin_path import path_of_other
 
 from routereplay.parity.child_server import ServerFailed
 from routereplay.patches.vllm.releases import AUX_OUTPUT, BYPASS_REFUSED
-
-from .conftest import Api
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -25,13 +25,7 @@ def register():
 
 @pytest.fixture(scope="session")
 def blind_path(tmp_path_factory, plugin_path):
-    folder = tmp_path_factory.mktemp("blind")
-    (folder / "blind_plugin.py").write_text(BLIND)
-    info = folder / "blind-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blind\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[vllm.general_plugins]\nblind = blind_plugin:register")
-    return os.pathsep.join([str(folder), plugin_path])
+    return path_of_other(tmp_path_factory.mktemp("blind"), "blind", BLIND, plugin_path)
 
 
 def test_a_server_that_captures_zeros_serves_and_every_request_is_lost_by_name(

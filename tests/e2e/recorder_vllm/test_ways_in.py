@@ -67,6 +67,19 @@ def test_tokens_in_and_tokens_out_are_recorded(api, sink, check):
     assert record.manifest.aliases == (answer["request_id"].removeprefix("generate-tokens-"),)
 
 
+@pytest.mark.behaviour("/inference/v1/generate, streamed")
+def test_streamed_tokens_are_recorded_and_no_event_carries_routes(api, sink, check):
+    prompt = [11, 12, 13, 14, 15, 16]
+    sampling = {"max_tokens": 7, "temperature": 0, "ignore_eos": True}
+    path = "/inference/v1/generate"
+    events = list(api.events(path, token_ids=prompt, sampling_params=sampling))
+    choices = [choice for event in events for choice in event["choices"]]
+    tokens = [token for choice in choices for token in choice["token_ids"] or ()]
+
+    check(sink.wait(events[0]["request_id"]), prompt, tokens)
+    assert not any(choice.get("routed_experts") for choice in choices)
+
+
 @pytest.mark.behaviour("trajectory and policy version by header")
 def test_headers_say_trajectory_and_policy_where_a_body_cannot(api, sink):
     headers = {"X-Trajectory-Id": "by-header", "X-Policy-Version": "step-3"}

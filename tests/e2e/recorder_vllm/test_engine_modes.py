@@ -1,0 +1,177 @@
+"""Engines that are set up otherwise: an adapter, asynchronous scheduling, new weights.
+
+Run by ./scripts/compatibility against several releases: each server takes half a minute.
+"""
+
+import contextlib
+import itertools
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.hf_reference import Reference
+from support.lora_adapter import MODULES, write_adapter
+from support.openai_api import Api
+from support.plugin_path import path_of_other
+from transformers import DynamicCache
+
+from routereplay.patches.vllm.releases import WEIGHT_VERSIONS
+
+from .conftest import CROWDED
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("ROUTEREPLAY_TEST_BEHAVIOURS"), reason="./scripts/compatibility runs it"
+    ),
+]
+
+KERNEL_OF_CPU = """
+def register():
+    import dataclasses
+    import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as method
+    select = method.select_unquantized_moe_backend
+    def without_adapters(config, *arguments, **options):
+        return select(dataclasses.replace(config, is_lora_enabled=False), *arguments, **options)
+    method.select_unquantized_moe_backend = without_adapters
+"""
+"""A plugin after which experts without adapters keep the CPU's own kernel: releases from 0.27 on
+take Triton's for every model that has adapters, and a CPU build lacks a part of that."""
+
+ASYNCHRONOUS = """
+def register():
+    from vllm.platforms.cpu import CpuPlatform
+    original = CpuPlatform.check_and_update_config.__func__
+    def check_and_update_config(cls, vllm_config):
+        original(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+    from vllm.config.scheduler import SchedulerConfig
+    scheduler_of = SchedulerConfig.get_scheduler_cls
+    def get_scheduler_cls(self):
+        found = scheduler_of(self)
+        print("the engine's scheduler is", found.__name__, flush=True)
+        return found
+    SchedulerConfig.get_scheduler_cls = get_scheduler_cls
+"""
+"""A plugin after which a CPU build schedules as a GPU does: vLLM's own code, which the CPU's
+platform switches off because a CPU gains nothing by it."""
+
+
+@pytest.fixture(scope="module")
+def adapted(start, moe_path, plugin_path, tmp_path_factory):
+    """A server with an adapter of the attention: (client, reference of the adapted model)."""
+    folder = tmp_path_factory.mktemp("adapter")
+    merge = write_adapter(folder, moe_path)
+    flags = ("--enable-lora", "--lora-modules", f"adapter={folder}", "--max-lora-rank", "8")
+    plugin = tmp_path_factory.mktemp("kernel")
+    path = path_of_other(plugin, "kernel_of_cpu", KERNEL_OF_CPU, plugin_path)
+    with start(*flags, "--lora-target-modules", *MODULES, PYTHONPATH=path) as server:
+        yield Api(server), Reference(moe_path, merge)
+
+
+@pytest.fixture(scope="module")
+def asynchronous(start, plugin_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asynchronous")
+    path = path_of_other(folder, "asynchronous", ASYNCHRONOUS, plugin_path)
+    with start(*CROWDED, PYTHONPATH=path) as server:
+        assert "the engine's scheduler is AsyncScheduler" in server.log_path.read_text()
+        yield Api(server)
+
+
+@pytest.mark.behaviour("LoRA")
+def test_rows_of_an_adapter_are_those_of_the_adapted_model(adapted, sink, check, reference):
+    api, changed = adapted
+    prompt = list(range(101, 141))
+    plain = api.complete(prompt, max_tokens=8)
+    answer = api.complete(prompt, max_tokens=8, model="adapter")
+    check(sink.wait(plain["id"]), prompt, plain["choices"][0]["token_ids"])
+    record = sink.wait(answer["id"])
+    tokens = [*prompt, *answer["choices"][0]["token_ids"]]
+    rows = np.sort(record.experts, -1)
+
+    assert record.manifest.model == "adapter"
+    assert record.token_ids.tolist() == tokens
+    assert np.array_equal(rows, changed.experts(tokens)[:-1])
+    assert (rows != reference.experts(tokens)[:-1]).any(axis=-1).mean() > 0.1, "it changes routes"
+
+
+@pytest.mark.behaviour("async scheduling")
+def test_rows_are_those_of_their_tokens_when_steps_overlap(asynchronous, sink, check):
+    generator = np.random.default_rng(5)
+    asked = [
+        generator.integers(1, 500, length).tolist() for length in generator.integers(3, 150, 24)
+    ]
+
+    def ask(number):
+        # Some stop at a token: what the next step has begun for them comes to nothing.
+        stop = {"stop_token_ids": list(range(1, 64))} if number % 3 == 0 else {}
+        return asynchronous.complete(asked[number], max_tokens=20 + number, temperature=1.0, **stop)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(ask, range(len(asked))))
+
+    assert asynchronous.metric("vllm:num_preemptions_total") > 0
+    for prompt, answer in zip(asked, answers, strict=True):
+        check(sink.wait(answer["id"]), prompt, answer["choices"][0]["token_ids"])
+
+
+def retrained(path, target):
+    """Write a checkpoint with other embeddings and norms, and so with other routes everywhere.
+
+    A CPU build packs matrices once, when it loads them: new ones would go unnoticed.
+    """
+    shutil.copytree(path, target)
+    weights = load_file(path / "model.safetensors")
+    generator = torch.Generator().manual_seed(7)
+    for name, tensor in weights.items():
+        if "norm" in name or "embed_tokens" in name:
+            noise = torch.randn(tensor.shape, generator=generator)
+            weights[name] = (tensor * (1 + 0.5 * noise)).to(tensor.dtype)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+@pytest.mark.behaviour("new weights in mid-request")
+def test_each_span_has_the_rows_of_the_weights_that_it_names(
+    start, sink, release, reference, moe_path, tmp_path
+):
+    """Tokens before the span were computed with the old weights, and their keys and values stay:
+    the reference computes each part with its own weights on the cache of the part before."""
+    if not release.has(WEIGHT_VERSIONS):
+        pytest.skip("no token says which weights made it before 0.32")
+    path = retrained(moe_path, tmp_path / "next")
+    with start(VLLM_SERVER_DEV_MODE="1") as server:
+        api = Api(server)
+        api.command("/update_weight_version", new_version="step-1")
+        events = api.events(
+            "/v1/completions", prompt=list(range(11, 31)), max_tokens=400, return_token_ids=True
+        )
+        first = list(itertools.islice(events, 5))
+        with contextlib.closing(api.fresh()) as trainer:
+            trainer.command("/pause?mode=keep")
+            trainer.command(
+                "/collective_rpc", method="reload_weights", kwargs={"weights_path": str(path)}
+            )
+            trainer.command("/update_weight_version", new_version="step-2")
+            trainer.command("/resume")
+        assert len(list(events)) > 50, "it went on"
+        record = sink.wait(first[0]["id"])
+
+    old, new = record.manifest.policy_versions
+    tokens, rows, change = record.token_ids, np.sort(record.experts, -1), new.start
+    cache = DynamicCache()
+    before = reference.experts(tokens[:change], cache)
+    after = Reference(path).experts(tokens[change:], cache)
+
+    assert (old.version, old.start, new.version, new.stop) == ("step-1", 0, "step-2", len(tokens))
+    assert old.stop == change > record.manifest.prompt_len
+    assert np.array_equal(rows[:change], before)
+    assert np.array_equal(rows[change:], after[:-1])
+    unchanged = reference.experts(tokens)[change:-1]
+    assert (rows[change:] != unchanged).any(axis=-1).mean() > 0.5, "the weights are others"

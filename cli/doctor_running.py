@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import os
 import re
 import shutil
 import time
@@ -12,6 +13,9 @@ from pathlib import Path
 import httpx
 
 from routereplay.cli.findings import Finding, failed, ok, warning
+from routereplay.client import RouteStoreClient
+from routereplay.client.tls import TlsFiles
+from routereplay.wire.errors import Forbidden, RouteReplayError, Unauthenticated
 
 _MAX_SKEW_S = 5.0
 _SAMPLE = re.compile(r"^routereplay_recorder_(\w+?)(?:_total)?(?:\{(.*?)\})? (\S+)$", re.MULTILINE)
@@ -20,14 +24,16 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 def check_store(url: str) -> Iterator[Finding]:
     """Yield whether the store answers and is ready, and whether its clock is ours."""
-    transport = None
     base = url.rstrip("/")
-    if base.startswith("unix://"):
-        transport = httpx.HTTPTransport(uds=base.removeprefix("unix://"))
-        base = "http://store"
+    path = base.removeprefix("unix://") if base.startswith("unix://") else None
     try:
+        tls = TlsFiles.from_env(os.environ).context()
+        transport = httpx.HTTPTransport(uds=path, verify=tls)
         with httpx.Client(transport=transport, trust_env=False, timeout=5.0) as client:
-            answer = client.get(f"{base}/readyz")
+            answer = client.get(f"{'http://store' if path else base}/readyz")
+    except ValueError as error:
+        yield failed("tls", str(error), "mend the file, or the variable that names it")
+        return
     except httpx.HTTPError as error:
         yield failed("store", f"{url} cannot be reached ({error})", "start it: routereplay serve")
         return
@@ -35,6 +41,7 @@ def check_store(url: str) -> Iterator[Finding]:
         yield failed("store", f"{url} says {answer.text.strip()}", "look at the store's log")
         return
     yield ok("store", f"{url} is ready")
+    yield from _check_key(url)
     date = email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp()
     skew = abs(time.time() - date)
     if skew > _MAX_SKEW_S:
@@ -45,6 +52,27 @@ def check_store(url: str) -> Iterator[Finding]:
         )
     else:
         yield ok("clock", f"within {_MAX_SKEW_S:g} s of the store's")
+
+
+def _check_key(url: str) -> Iterator[Finding]:
+    """Yield whether the store knows our key, if it asks for one."""
+    given = any(os.environ.get(f"ROUTEREPLAY_API_KEY{tail}") for tail in ("", "_FILE"))
+    try:
+        with RouteStoreClient(url, attempts=1) as client:
+            client.recent_requests(1)
+    except Unauthenticated as error:
+        text = error.message if given else "it asks for an API key, and none is set here"
+        do = "ROUTEREPLAY_API_KEY_FILE names the file of a key; `routereplay keys new` makes one"
+        yield failed("key", text, do)
+    except Forbidden as error:
+        # As a recorder's key is meant to be.
+        yield ok("key", f"known to the store; {error.message}")
+    except (OSError, ValueError) as error:
+        yield failed("key", str(error), "mend the file, or the variable that names it")
+    except RouteReplayError as error:
+        yield warning("key", f"{error.code}: {error.message}", "look at the store's log")
+    else:
+        yield ok("key", "the store knows our API key" if given else "none is set, and none needed")
 
 
 def check_disk(environ: Mapping[str, str]) -> Iterator[Finding]:

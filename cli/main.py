@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; with --json, what was called wrongly is told as JSON too."""
     try:
         from routereplay.cli.app import app
     except ModuleNotFoundError as error:
@@ -14,4 +14,17 @@ def main() -> None:
             raise
         print("the command line needs one more package: pip install 'routereplay[cli]'")
         sys.exit(1)
-    app()
+    if "--json" not in sys.argv:
+        app()
+        return
+    from routereplay.cli.options import tell
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except Exception as error:
+        # Of click, or of the copy of it that newer releases of typer bring.
+        said = getattr(error, "format_message", None)
+        if said is None:
+            raise
+        tell("usage", said(), as_json=True)
+        sys.exit(getattr(error, "exit_code", 2))

@@ -94,6 +94,8 @@ def _summary(turn: RoutedExperts) -> str:
     ]
     counts_LE = counts_of(turn)
     for layer, load in enumerate(layer_loads(counts_LE), start=turn.layer_start):
+        if not len(turn.experts):
+            break
         if load.used == 0:
             lines.append(f"  layer {layer:>3}   dense")
             continue

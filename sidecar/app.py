@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,9 @@ from routereplay.sidecar.auth.middleware import Authenticate
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.settings import Settings
 from routereplay.sidecar.version import package_version
+from routereplay.wire.errors import RouteReplayError
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -44,7 +48,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await runtime.open()
+        try:
+            await runtime.open()
+        except RouteReplayError as error:
+            logger.error("%s: %s", error.code, error.message)
+            raise
         try:
             yield
         finally:

@@ -31,6 +31,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Return False for uvicorn's traceback of an error of ours, which stopped the start.
+
+    `create_app` has said what is wrong and what to do in one line.
+    """
+    text = record.getMessage()
+    last = text.rstrip().rpartition("\n")[2]
+    return not (text.startswith("Traceback") and last.startswith("routereplay."))
+
+
 def configure_logging(level: str) -> None:
     """Send everything of this process to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
@@ -38,3 +48,4 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.getLogger("uvicorn.error").addFilter(is_news)

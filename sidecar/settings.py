@@ -22,6 +22,7 @@ from routereplay.sidecar.errors import BadConfigFile, EngineStartError
 PREFIX = "ROUTEREPLAY_"
 CONFIG = "ROUTEREPLAY_CONFIG"
 """Variable that names a TOML file, whose table `store` holds settings."""
+_TABLES = {"store", "recorder"}
 MIB = 1024 * 1024
 _SCHEMES = ("redis://", "rediss://", "redis+cluster://", "rediss+cluster://", "unix://")
 
@@ -193,10 +194,14 @@ def _table(path: str | None) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("store", {})
+        held = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         msg = f"{CONFIG}={path}: {error}"
         raise BadConfigFile(msg) from error
+    if strange := sorted(set(held) - _TABLES):
+        msg = f"{CONFIG}={path}: {strange} outside of the tables [store] and [recorder]"
+        raise BadConfigFile(msg)
+    table = held.get("store", {})
     if not isinstance(table, dict):
         msg = f"{CONFIG}={path}: `store` is no table; expected a line [store] and settings below"
         raise BadConfigFile(msg)

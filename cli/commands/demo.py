@@ -6,20 +6,24 @@ from typing import Annotated
 
 import typer
 
-from routereplay.cli.options import require
+from routereplay.cli.options import AsJson, print_json, require
 
 
 def command(
     keep: Annotated[bool, typer.Option(help="Leave the servers up at the end.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Record with vLLM, store, replay in Megatron: a tiny model, a minute or two on a CPU."""
-    for package, extra in (
-        ("vllm", "routereplay[vllm]"),
-        ("megatron", "routereplay[megatron]"),
-        ("fastapi", "routereplay[sidecar]"),
-        ("openai", "openai"),
-    ):
-        require(package, extra)
+    require(
+        {
+            "vllm": "routereplay[vllm]",
+            "megatron": "routereplay[megatron]",
+            "fastapi": "routereplay[sidecar]",
+            "openai": "openai",
+        },
+        as_json=as_json,
+    )
+    import contextlib
     import importlib
     import sys
     from pathlib import Path
@@ -31,4 +35,9 @@ def command(
     sys.path.insert(0, str(Path(cli).parent / "examples"))
     run = importlib.import_module("end_to_end.run")
     sys.argv[1:] = ["--keep"] if keep else []
-    run.main()
+    if not as_json:
+        run.main()
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        found = run.main()
+    print_json(found)

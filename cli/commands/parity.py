@@ -55,14 +55,11 @@ def command(
     Columns: Megatron with replay off and on, and two noise floors: vLLM reading its own
     tokens again, and Megatron in another packing. Exits with 1 if replay is over a limit.
     """
-    for package, extra in (
-        ("torch", "routereplay[megatron]"),
-        ("megatron", "routereplay[megatron]"),
-        ("transformers", "transformers"),
-        ("vllm", "routereplay[vllm]"),
-    ):
-        if package != "vllm" or vllm is None:
-            require(package, extra, as_json=as_json)
+    needed = {
+        **dict.fromkeys(("torch", "megatron"), "routereplay[megatron]"),
+        "transformers": "transformers",
+    }
+    require(needed | ({} if vllm else {"vllm": "routereplay[vllm]"}), as_json=as_json)
     from routereplay.parity.command import Options, run
 
     say = (lambda _text: None) if as_json else (lambda text: typer.echo(text, err=True))

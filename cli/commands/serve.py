@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,8 +69,8 @@ def command(
             "ROUTEREPLAY_REDIS_URL, or into a file that ROUTEREPLAY_REDIS_URL_FILE names"
         )
         raise typer.BadParameter(what, param_hint="--redis-url")
-    for package in ("fastapi", "pydantic_settings", "redis", "uvicorn"):
-        require(package, "routereplay[sidecar]")
+    packages = ("fastapi", "pydantic_settings", "redis", "uvicorn")
+    require(dict.fromkeys(packages, "routereplay[sidecar]"))
     from pydantic import ValidationError
 
     from routereplay.sidecar.errors import BadConfigFile
@@ -85,6 +86,12 @@ def command(
     except ValidationError as error:
         for found in error.errors(include_input=False, include_context=False):
             name = "_".join(str(part) for part in found["loc"]).upper()
-            typer.echo(f"ROUTEREPLAY_{name}: {found['msg']}", err=True)
+            what = found["msg"]
+            if found["type"] == "extra_forbidden":
+                known = [field.upper() for field in Settings.model_fields]
+                close = difflib.get_close_matches(name, known, n=1)
+                what = "no such setting" + (f"; did you mean {close[0].lower()}?" if close else "")
+            typer.echo(f"ROUTEREPLAY_{name}: {what}", err=True)
+        typer.echo("  See docs/operating.md#the-store, which lists every setting", err=True)
         raise typer.Exit(2) from error
     serve(settings)

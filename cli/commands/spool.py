@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routereplay.cli.options import DEFAULT_STORE, StoreUrl
+from routereplay.cli.options import DEFAULT_STORE, AsJson, StoreUrl, print_json
 
 if TYPE_CHECKING:
     from routereplay.patches.vllm.spool_file import SpoolFile
@@ -22,34 +22,55 @@ Root = Annotated[
 
 
 @app.command("ls")
-def list_folders(root: Root) -> None:
+def list_folders(root: Root, as_json: AsJson = False) -> None:
     """List the folders, whether a live process holds them, and what waits in them."""
     from routereplay.patches.vllm.spool_folder import Folder
 
+    found = []
     for path in _folders(root):
         folder = Folder.claim(path)
         files = list(_files(path))
-        rows, nbytes = sum(file.rows for file in files), sum(file.size for file in files)
-        age = f", {time.time() - files[0].modified_at:.0f} s old" if files else ""
-        owner = "of a dead process" if folder is not None else "in use"
-        typer.echo(f"{path.name}  {owner}: {len(files)} files, {rows} rows, {nbytes} bytes{age}")
+        found.append(
+            {
+                "folder": path.name,
+                "in_use": folder is None,
+                "files": len(files),
+                "rows": sum(file.rows for file in files),
+                "bytes": sum(file.size for file in files),
+                "oldest_s": time.time() - files[0].modified_at if files else None,
+            }
+        )
         if folder is not None:
             folder.leave()
+    if as_json:
+        print_json({"folders": found})
+        return
+    for one in found:
+        age = "" if one["oldest_s"] is None else f", {one['oldest_s']:.0f} s old"
+        owner = "in use" if one["in_use"] else "of a dead process"
+        held = f"{one['files']} files, {one['rows']} rows, {one['bytes']} bytes"
+        typer.echo(f"{one['folder']}  {owner}: {held}{age}")
 
 
 @app.command()
-def verify(root: Root) -> None:
+def verify(root: Root, as_json: AsJson = False) -> None:
     """Read every file and compare every digest; changes nothing."""
+    from tqdm.auto import tqdm
+
     from routereplay.patches.vllm.spool_file import read_file
 
-    damaged = 0
-    for path in _folders(root):
-        for file in _files(path):
-            contents = read_file(file.path)
-            if not contents.whole:
-                damaged += 1
-                typer.echo(f"{file.path}: damaged, {len(contents.frames)} frames are whole")
-    typer.echo(f"{damaged} damaged files")
+    files = [file.path for path in _folders(root) for file in _files(path)]
+    damaged: list[dict[str, Any]] = []
+    for path in tqdm(files, "verify", unit="file", disable=None):
+        contents = read_file(path)
+        if not contents.whole:
+            damaged.append({"file": str(path), "whole_frames": len(contents.frames)})
+    if as_json:
+        print_json({"files": len(files), "damaged": damaged})
+    else:
+        for one in damaged:
+            typer.echo(f"{one['file']}: damaged, {one['whole_frames']} frames are whole")
+        typer.echo(f"{len(damaged)} damaged files")
     raise typer.Exit(1 if damaged else 0)
 
 
@@ -58,6 +79,7 @@ def push(
     root: Root,
     store: StoreUrl = DEFAULT_STORE,
     timeout: Annotated[float, typer.Option(help="Seconds to try.")] = 60.0,
+    as_json: AsJson = False,
 ) -> None:
     """Send what dead processes left for this store, without starting vLLM."""
     import os
@@ -70,13 +92,20 @@ def push(
         exporter = Exporter(Settings.from_env({**os.environ, **given}))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    from tqdm.auto import tqdm
+
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and not exporter.is_drained:
-        time.sleep(0.05)
+    with tqdm(desc="push", unit="row", disable=None) as bar:
+        while time.monotonic() < deadline and not exporter.is_drained:
+            time.sleep(0.05)
+            bar.update(exporter.stats().acked.rows - bar.n)
     exporter.close()
     stats = exporter.stats()
     left, lost = stats.spooled.rows, sum(amount.rows for amount in stats.dropped.values())
-    typer.echo(f"{stats.acked.rows} rows are in the store, {left} still wait, {lost} are lost")
+    if as_json:
+        print_json({"stored_rows": stats.acked.rows, "waiting_rows": left, "lost_rows": lost})
+    else:
+        typer.echo(f"{stats.acked.rows} rows are in the store, {left} still wait, {lost} are lost")
     raise typer.Exit(1 if left or lost else 0)
 
 

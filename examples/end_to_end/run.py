@@ -11,7 +11,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from end_to_end.agent import STYLES, Agent, Episode
 from routereplay.parity.store_server import RouteStore
@@ -20,8 +22,8 @@ from routereplay.parity.vllm_server import VllmServer
 FOLDER = Path(".demo")
 
 
-def main() -> None:
-    """Run the demo."""
+def main() -> dict[str, Any]:
+    """Run the demo; return how far the engines were apart, JSON-able."""
     arguments = _arguments()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
@@ -54,10 +56,12 @@ def main() -> None:
         _say(f"{server.base_url}, process {server.pid}, ROUTEREPLAY_STORE_URL={store.base_url}")
         episodes = _play(server, checkpoint)
         _show_request(store.base_url, episodes[1].request_ids[-1])
-        _train(store.base_url, checkpoint, episodes)
-        _say_farewell(store.base_url, time.monotonic() - begin)
+        found = _train(store.base_url, checkpoint, episodes)
+        seconds = time.monotonic() - begin
+        _say_farewell(store.base_url, seconds)
         if arguments.keep:
             _wait_for_interrupt(store.base_url, server.base_url)
+    return {"seconds": seconds, **found}
 
 
 def _play(server: VllmServer, checkpoint: Path) -> list[Episode]:
@@ -87,7 +91,7 @@ def _show_request(store_url: str, request_id: str) -> None:
     _say(answer if len(answer) < 700 else f"{answer[:700]} ...")
 
 
-def _train(store_url: str, checkpoint: Path, episodes: list[Episode]) -> None:
+def _train(store_url: str, checkpoint: Path, episodes: list[Episode]) -> dict[str, Any]:
     with _stage("Megatron", "import stock Megatron-Core; let it run without a GPU"):
         from end_to_end import batch as batches
         from end_to_end import trainer
@@ -122,6 +126,7 @@ def _train(store_url: str, checkpoint: Path, episodes: list[Episode]) -> None:
     print()
     _say("Both engines read the same weights; one computes in bfloat16, the other in float32.")
     _say("That is all that differs here, and enough for the routers to disagree.")
+    return {"off": asdict(result.off), "on": asdict(result.on)}
 
 
 def _say_farewell(store_url: str, seconds: float) -> None:
@@ -162,4 +167,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -42,10 +42,14 @@ def fill(environ: MutableMapping[str, str]) -> None:
     """
     path = environ["ROUTEREPLAY_CONFIG"]
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("recorder", {})
+        held = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         msg = f"ROUTEREPLAY_CONFIG={path}: {error}"
         raise ValueError(msg) from error
+    if strange := sorted(set(held) - {"store", "recorder"}):
+        msg = f"ROUTEREPLAY_CONFIG={path}: {strange} outside of the tables [store] and [recorder]"
+        raise ValueError(msg)
+    table = held.get("recorder", {})
     if not isinstance(table, dict) or not set(table) <= NAMES:
         found = sorted(set(table) - NAMES) if isinstance(table, dict) else table
         msg = (

@@ -7,6 +7,7 @@ from support.keys import Keys, bearer
 from support.route_store import running_store
 from support.store_processes import Sidecar, until
 
+from routereplay.cli.doctor_running import check_store
 from routereplay.wire import MEDIA_TYPE
 
 ROUTE_PATHS = [
@@ -243,3 +244,26 @@ def test_a_password_in_a_url_is_never_shown(tmp_path):
 
     assert sidecar.wait() != 0
     assert "hush-hush" not in sidecar.log()
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        (None, "failed", "none is set here"),
+        ("ended", "failed", "ended"),
+        ("read", "ok", "knows our API key"),
+        ("write", "ok", "allows write"),
+    ],
+)
+def test_the_doctor_tells_whether_the_store_takes_our_key(
+    store, by, monkeypatch, name, state, said
+):
+    monkeypatch.delenv("ROUTEREPLAY_API_KEY", raising=False)
+    if name:
+        monkeypatch.setenv("ROUTEREPLAY_API_KEY", by[name])
+
+    findings = {found.check: found for found in check_store(store.sidecar.url)}
+
+    assert findings["store"].state == "ok"
+    assert findings["key"].state == state
+    assert said in findings["key"].text

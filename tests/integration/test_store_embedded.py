@@ -1,6 +1,7 @@
 """The embedded engine: private, alone on its data, restarted, and gone when we are."""
 
 import asyncio
+import json
 import os
 import signal
 import stat
@@ -85,6 +86,31 @@ def test_with_process_it_keeps_its_data_and_with_memory_it_leaves_nothing(tmp_pa
     run_dir = asyncio.run(within(engine(tmp_path, "memory"), write))
     assert asyncio.run(within(engine(tmp_path, "memory"), read)) is None
     assert not run_dir.exists()
+
+
+def test_a_store_that_cannot_start_says_why_in_one_line(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ROUTEREPLAY_")}
+    environment |= {"ROUTEREPLAY_DATA_DIR": str(tmp_path), "ROUTEREPLAY_PORT": "0"}
+
+    async def ended():
+        first = engine(tmp_path)
+        await first.start()
+        try:
+            command = [sys.executable, "-m", "routereplay.sidecar"]
+            return await asyncio.to_thread(
+                subprocess.run, command, env=environment, stderr=subprocess.PIPE, timeout=60
+            )
+        finally:
+            await first.stop()
+
+    second = asyncio.run(ended())
+    lines = [json.loads(line) for line in second.stderr.splitlines()]
+    errors = [line["message"] for line in lines if line["level"] == "ERROR"]
+
+    assert second.returncode == 3
+    assert errors[0].startswith("engine_start_failed: ")
+    assert "ROUTEREPLAY_DATA_DIR" in errors[0]
+    assert not any("Traceback" in line["message"] for line in lines)
 
 
 def test_two_sidecars_cannot_share_one_data_folder(tmp_path):

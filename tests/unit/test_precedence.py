@@ -76,6 +76,8 @@ def test_the_recorder_takes_from_the_file_what_the_environment_leaves_out(config
         ("[store]\nttl_s = 'soon'", "ROUTEREPLAY_TTL_S"),
         ("store = 5", "is no table"),
         ("[store", "bad_config_file"),
+        ("ttl_s = 5", "outside of the tables"),
+        ("[store]\nttl_sec = 5", "did you mean ttl_s?"),
     ],
 )
 def test_a_file_that_means_nothing_is_refused_by_name(config, monkeypatch, text, said):
@@ -91,6 +93,9 @@ def test_a_recorder_s_file_that_means_nothing_is_refused_by_name(config):
     config.write_text("[recorder]\nqueue_byte = 5")
 
     with pytest.raises(ValueError, match="queue_byte'"):
+        config_file.fill({"ROUTEREPLAY_CONFIG": str(config)})
+    config.write_text("queue_bytes = 5")
+    with pytest.raises(ValueError, match="outside of the tables"):
         config_file.fill({"ROUTEREPLAY_CONFIG": str(config)})
     with pytest.raises(ValueError, match="No such file"):
         config_file.fill({"ROUTEREPLAY_CONFIG": str(config) + ".gone"})

@@ -35,7 +35,7 @@ def codes():
         if error.__module__.startswith("routereplay")
     }
     for path in ROOT.glob("cli/**/*.py"):
-        found |= set(re.findall(r'fail\(\s*"(\w+)"', path.read_text()))
+        found |= set(re.findall(r'(?:fail|tell)\(\s*"(\w+)"', path.read_text()))
     for path in ROOT.glob("sidecar/api/*.py"):
         found |= set(re.findall(r'problem\(\d+, "(\w+)"', path.read_text()))
         found |= {

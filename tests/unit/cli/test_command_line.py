@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from routereplay.cli.app import app
@@ -30,10 +31,50 @@ def test_help_and_completion_import_nothing_slow():
 
 
 def test_every_command_prints_json_if_asked():
-    for command in app.registered_commands:
-        if command.name in {"serve", "demo"}:  # they tell what happens while it does
-            continue
-        assert "--json" in run(command.name, "--help").output, command.name
+    group = typer.main.get_command(app)
+    below = {
+        f"{name} {sub}".strip(): found
+        for name, command in group.commands.items()
+        for sub, found in getattr(command, "commands", {"": command}).items()
+    }
+    missing = {
+        name
+        for name, command in below.items()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+
+    assert len(below) > 12
+    assert missing == {"serve"}  # its log is JSON lines
+
+
+def test_a_wrong_call_is_told_as_json_if_asked():
+    command = [sys.executable, "-m", "routereplay.cli", "get", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    error = json.loads(ended.stdout)["error"]
+
+    assert ended.returncode == 2
+    assert error["code"] == "usage"
+    assert "ID" in error["message"]
+
+
+def test_what_is_printed_as_json_ends_with_the_status_of_the_command():
+    command = [sys.executable, "-m", "routereplay.cli", "size", "--json"]
+    good, bad = (
+        subprocess.run([*command, of], capture_output=True, text=True, check=False, timeout=60)
+        for of in ("48x8x128", "nowhere")
+    )
+
+    assert (good.returncode, json.loads(good.stdout)["bytes_per_token"]) == (0, 384)
+    assert (bad.returncode, json.loads(bad.stdout)["error"]["code"]) == (1, "model")
+
+
+def test_all_that_a_command_lacks_is_named_at_once(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    lacking = run("demo")
+
+    assert lacking.exit_code == 1
+    assert "pip install 'routereplay[vllm]' 'routereplay[megatron]'" in lacking.output
 
 
 def test_the_shell_completes_commands(monkeypatch):

@@ -1,5 +1,6 @@
 """The spool on a real disk: what goes there, comes back, is adopted and is put aside."""
 
+import json
 import os
 import socket
 import stat
@@ -319,6 +320,9 @@ def test_the_command_shows_checks_and_pushes_what_is_there(
     kill(left_behind(make_exporter, make_info, make_rows, ending, count=2))
     assert "of a dead process: 2 files, 10 rows" in run("ls").output
     assert run("verify").output == "0 damaged files\n"
+    (listed,) = json.loads(run("ls", "--json").stdout)["folders"]
+    assert (listed["files"], listed["rows"], listed["in_use"]) == (2, 10, False)
+    assert json.loads(run("verify", "--json").stdout) == {"files": 2, "damaged": []}
     store = make_store(port)
     pushed = run("push", "--store", f"http://127.0.0.1:{port}", "--timeout", "20")
 
@@ -326,3 +330,5 @@ def test_the_command_shows_checks_and_pushes_what_is_there(
     assert pushed.exit_code == 0
     assert len(store.headers_of(Seal)) == 2
     assert run("ls").output == ""
+    again = run("push", "--store", f"http://127.0.0.1:{port}", "--json")
+    assert json.loads(again.stdout) == {"stored_rows": 0, "waiting_rows": 0, "lost_rows": 0}

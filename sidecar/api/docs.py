@@ -50,7 +50,7 @@ async def docs(request: Request) -> HTMLResponse:
         f"routereplay</a></header><main><section class='card'><h1>HTTP interface "
         f"{escape(schema['info']['version'])}</h1><p>{_prose(schema['info']['description'])}</p>"
         '<p>Machine-readable: <a href="/openapi.json">/openapi.json</a></p></section>'
-        f"{cards}{_problems(schema)}</main></html>"
+        f"{cards}{_objects(schema)}</main></html>"
     )
     return HTMLResponse(html, headers=page_headers(style=source_of(style), script="'none'"))
 
@@ -60,9 +60,8 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     rows = [_parameter(parameter) for parameter in operation.get("parameters", [])]
     body = operation.get("requestBody", {}).get("content", {})
     if body:
-        rows.append(("body", ", ".join(body), "", ""))
-    answers = ", ".join(operation["responses"]["200"]["content"])
-    rows.append(("answer", answers, "", ""))
+        rows.append(("body", *_content(body)))
+    rows.append(("answer", *_content(operation["responses"]["200"]["content"])))
     cells = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(kind)}</td><td>{escape(default)}"
         f"</td><td>{_prose(said)}</td></tr>"
@@ -73,6 +72,25 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         f"<code>{escape(path)}</code><p><b>{escape(operation.get('summary', ''))}</b></p>"
         f'<p class="soft">{_prose(text)}</p><div class="scroll"><table><tbody>{cells}</tbody>'
         "</table></div></div>"
+    )
+
+
+def _content(content: dict[str, Any]) -> tuple[str, str, str]:
+    kinds = (one["schema"].get("$ref", "").rpartition("/")[2] for one in content.values())
+    return ", ".join(content), "", " ".join(filter(None, kinds))
+
+
+def _object(name: str, schema: dict[str, Any]) -> str:
+    cells = "".join(
+        f"<tr><td><code>{escape(field)}</code></td><td>{escape(kind_of(one))}</td>"
+        f"<td>{'' if field in schema.get('required', ()) else 'optional'}</td>"
+        f"<td>{_prose(one.get('description', ''))}</td></tr>"
+        for field, one in schema["properties"].items()
+    )
+    said = _prose(schema.get("description", ""))
+    return (
+        f'<div class="operation"><p><b>{escape(name)}</b></p><p class="soft">{said}</p>'
+        f'<div class="scroll"><table><tbody>{cells}</tbody></table></div></div>'
     )
 
 
@@ -90,7 +108,7 @@ def _prose(text: str) -> str:
     return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _problems(schema: dict[str, Any]) -> str:
-    codes = schema["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
-    listed = " ".join(f"<code>{escape(code)}</code>" for code in codes)
-    return f'<section class="card" id="problems"><h2>problem codes</h2><p>{listed}</p></section>'
+def _objects(schema: dict[str, Any]) -> str:
+    found = sorted(schema["components"]["schemas"].items())
+    shown = "".join(_object(name, one) for name, one in found)
+    return f'<section class="card" id="objects"><h2>objects</h2>{shown}</section>'

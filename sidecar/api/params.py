@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from fastapi import Query
+from fastapi import Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +23,12 @@ from routereplay.wire.errors import BadRequest, StoreUnavailable
 
 _RANGE = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
 
-Format: TypeAlias = Literal["routes", "npz", "json"]
+Format: TypeAlias = Annotated[
+    Literal["routes", "npz", "json"], Query(description="`npz` and `json` serve people")
+]
+RequestId = Annotated[str, Path(description="`id` of the response, or the client's X-Request-Id")]
+TrajectoryId = Annotated[str, Path(description="X-Session-ID, `session_id` or `trajectory_id`")]
+Choice = Annotated[int, Query(ge=0, description="`choices[i].index` of the response")]
 RangeText = Annotated[str | None, Query(description="half-open `a:b`; either side may be empty")]
 PolicyText = Annotated[str | None, Query(description="only rows of this policy version")]
 WaitText = Annotated[float, Query(ge=0, description="seconds to wait until it is sealed")]

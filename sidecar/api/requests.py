@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from routereplay.sidecar.api.answers import answer
 from routereplay.sidecar.api.params import (
+    Choice,
     Format,
     PolicyText,
     RangeText,
+    RequestId,
     WaitText,
     json_answer,
     left,
@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/requests", tags=["requests"])
 
 
 @router.get("/{request_id}", summary="All choices of a request and their state")
-async def describe(request: Request, request_id: str) -> Response:
+async def describe(request: Request, request_id: RequestId) -> Response:
     """Return the manifest of every choice, or what became of the request."""
     return json_answer(await store_of(request).describe_request(request_id))
 
@@ -34,8 +34,8 @@ async def describe(request: Request, request_id: str) -> Response:
 @router.get("/{request_id}/routes", summary="The routes of one choice")
 async def routes(
     request: Request,
-    request_id: str,
-    choice: Annotated[int, Query(ge=0)] = 0,
+    request_id: RequestId,
+    choice: Choice = 0,
     layers: RangeText = None,
     tokens: RangeText = None,
     wait: WaitText = 0.0,
@@ -58,8 +58,8 @@ async def routes(
 @router.get("/{request_id}/experts", summary="How the rows of a choice fall on the experts")
 async def experts(
     request: Request,
-    request_id: str,
-    choice: Annotated[int, Query(ge=0)] = 0,
+    request_id: RequestId,
+    choice: Choice = 0,
     tokens: RangeText = None,
     policy: PolicyText = None,
 ) -> Response:
@@ -70,7 +70,7 @@ async def experts(
 
 
 @router.delete("/{request_id}", summary="Delete every choice of a request")
-async def delete(request: Request, request_id: str) -> Response:
+async def delete(request: Request, request_id: RequestId) -> Response:
     """Return how many choices were deleted."""
     deleted = await store_of(request).delete_request(request_id)
     note_deleted(request, deleted)

@@ -12,6 +12,7 @@ from routereplay.sidecar.api.params import (
     Format,
     PolicyText,
     RangeText,
+    TrajectoryId,
     WaitText,
     json_answer,
     left,
@@ -26,7 +27,7 @@ router = APIRouter(prefix="/v1/trajectories", tags=["trajectories"])
 
 
 @router.get("/{trajectory_id}", summary="Turns in order, coverage, policy versions")
-async def describe(request: Request, trajectory_id: str) -> Response:
+async def describe(request: Request, trajectory_id: TrajectoryId) -> Response:
     """Return the turns of a trajectory, or what became of it."""
     return json_answer(await store_of(request).describe_trajectory(trajectory_id))
 
@@ -34,7 +35,7 @@ async def describe(request: Request, trajectory_id: str) -> Response:
 @router.get("/{trajectory_id}/routes", summary="Each turn's new rows, in one frame")
 async def routes(
     request: Request,
-    trajectory_id: str,
+    trajectory_id: TrajectoryId,
     layers: RangeText = None,
     tokens: RangeText = None,
     wait: WaitText = 0.0,
@@ -56,7 +57,7 @@ async def routes(
 @router.get("/{trajectory_id}/experts", summary="How its rows fall on the experts")
 async def experts(
     request: Request,
-    trajectory_id: str,
+    trajectory_id: TrajectoryId,
     turn: Annotated[int | None, Query(ge=0, description="one sealed turn, from 0")] = None,
     tokens: RangeText = None,
     policy: PolicyText = None,
@@ -68,7 +69,7 @@ async def experts(
 
 
 @router.delete("/{trajectory_id}", summary="Delete every turn of a trajectory")
-async def delete(request: Request, trajectory_id: str) -> Response:
+async def delete(request: Request, trajectory_id: TrajectoryId) -> Response:
     """Return how many turns were deleted."""
     deleted = await store_of(request).delete_trajectory(trajectory_id)
     note_deleted(request, deleted)

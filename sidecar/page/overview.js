@@ -38,7 +38,7 @@ function state(summary) {
   const engine = summary.engine || {};
   const name = engine.valkey_version ? "Valkey " + engine.valkey_version : "Redis " + (engine.redis_version || "");
   node.replaceChildren(pill(summary.ready ? "good" : "critical", summary.ready ? "ready" : "not ready"),
-    summary.ready ? "  " + name + ", " + summary.durability + "  ·  " + summary.version : "  " + summary.version);
+    h("span", { class: "soft" }, "  " + (summary.ready ? name + ", " + summary.durability + "  ·  " : "") + summary.version));
 }
 
 function away(summary) {
@@ -93,10 +93,9 @@ function expiryCard(stored, ttl) {
 function recorderCard(recorders, now) {
   if (!recorders.length) return null;
   return card("Recorders", "as their latest records tell", table(
-    ["engine", "model", { n: "heard" }, { n: "sealed" }, { n: "rows" }, { n: "bytes" }, "policy", "lost or wrong"],
-    recorders.slice(0, 20).map((one) => [h("span", { class: "id" }, one.engine_id), one.model || "–", { n: ago(one.last_at, now) }, { n: count(one.sealed) },
-      { n: count(one.rows) }, { n: size(one.bytes) }, versions(one.policy_versions),
-      health(one)])));
+    ["engine", "lost or wrong", "model", { n: "heard" }, { n: "sealed" }, { n: "rows" }, { n: "bytes" }, "policy"],
+    recorders.slice(0, 20).map((one) => [h("span", { class: "id" }, one.engine_id), health(one), one.model || "–", { n: ago(one.last_at, now) },
+      { n: count(one.sealed) }, { n: count(one.rows) }, { n: size(one.bytes) }, versions(one.policy_versions)])));
 }
 
 function health(one) {
@@ -113,13 +112,19 @@ function trajectoryCard(latest, now) {
   if (!found.length) return card("Latest trajectories", null, h("p", { class: "empty" }, "Nothing is recorded yet. Start vLLM with this store in its environment, and talk to it:"),
     h("pre", null, "ROUTEREPLAY_STORE_URL=" + location.origin + " vllm serve Qwen/Qwen3-30B-A3B"));
   return card("Latest trajectories", "of the last " + plural(latest.window, "event"), table(
-    ["trajectory", "model", { n: "turns" }, { n: "tokens" }, { n: "rows" }, { n: "bytes" }, "policy", "state", { n: "sealed" }, { n: "expires in" }, ""],
+    ["trajectory", "state", "model", { n: "turns" }, { n: "tokens" }, { n: "rows" }, { n: "bytes" }, "policy", { n: "sealed" }, { n: "expires in" }, ""],
     found.map((one) => [
-      link(one), one.model || "–", { n: one.turns }, { n: count(one.tokens) }, { n: count(one.rows) }, { n: size(one.bytes) }, versions(one.policy_versions),
-      one.invalid.length ? pill("critical", one.invalid.join(", ")) : one.complete ? pill("good", "complete") : one.dropped ? pill("warning", one.dropped + " dropped") : pill("warning", "incomplete"),
+      link(one), condition(one), one.model || "–", { n: one.turns }, { n: count(one.tokens) }, { n: count(one.rows) }, { n: size(one.bytes) },
+      versions(one.policy_versions),
       { n: ago(one.last_at, now) }, { n: one.expires_at ? duration(one.expires_at - now) : "–" },
       one.sealed ? h("a", { href: "#/compare?a=" + encodeURIComponent(source(one)), title: "compare with another" }, "compare") : "",
     ])));
+}
+
+function condition(one) {
+  if (one.invalid.length) return pill("critical", one.invalid.join(", "));
+  if (one.complete) return pill("good", "complete");
+  return pill("warning", one.dropped ? one.dropped + " dropped" : "incomplete");
 }
 
 function source(one) { return one.trajectory_id === null ? "request:" + one.request_id : "trajectory:" + one.trajectory_id; }

@@ -7,10 +7,11 @@ from hypothesis import settings
 settings.register_profile("routereplay", deadline=None)
 settings.load_profile("routereplay")
 
-_ONE_SERVER = "tests/e2e/recorder_vllm/"
-"""Files that share one vLLM server: they stay with one worker, or each would start its own."""
-_OWN_SERVERS = (*("test_engine_", "test_installed", "test_refused", "test_silent_failures"),)
-"""Files of that folder that start others, or none."""
+_ONE_SERVER = ("tests/e2e/recorder_vllm/", "tests/e2e/whole_path/")
+"""Folders whose files share one vLLM server: they stay with one worker, or each would start its
+own."""
+_OWN_SERVERS = ("test_engine_", "test_installed", "test_refused", "test_silent_failures")
+"""Files of them that start others, or none."""
 _LONG = ("tests/e2e/", "tests/packaging/", "tests/integration/")
 """Begun first, so that no worker sits before the last long file while the others are done."""
 
@@ -24,9 +25,11 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            name = nodeid.removeprefix(_ONE_SERVER)
-            shares = name != nodeid and not name.startswith(_OWN_SERVERS)
-            return _ONE_SERVER if shares else super()._split_scope(nodeid)
+            for folder in _ONE_SERVER:
+                name = nodeid.removeprefix(folder)
+                if name != nodeid and not name.startswith(_OWN_SERVERS):
+                    return folder
+            return super()._split_scope(nodeid)
 
         def _assign_work_unit(self, node):
             # The queue is in order of the number of tests when it is used first.

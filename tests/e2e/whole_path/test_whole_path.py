@@ -16,60 +16,16 @@ import time
 import httpx
 import numpy as np
 import pytest
-from end_to_end.agent import STYLES, Agent
-from end_to_end.batch import fetch, pack
+from end_to_end.batch import pack
 from support.engine_core import engine_core_of, held_still
 from support.hf_reference import assert_rows_equal_the_reference
 
 from routereplay.client import MisalignedRoutes, ModelShape, RouteStoreClient, stitch
-from routereplay.parity.store_server import RouteStore
-from routereplay.parity.tiny_moe import write_tiny_moe
-from routereplay.parity.vllm_server import VllmServer
 from routereplay.wire.errors import NotFound, RoutesPending
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHAPE = ModelShape(num_layers=4, topk=4, num_experts=16)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_tiny_moe(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with RouteStore(tmp_path_factory.mktemp("store") / "store.log") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server(checkpoint, store, tmp_path_factory):
-    pytest.importorskip("vllm")
-    with VllmServer(
-        checkpoint,
-        dtype="float32",
-        log_path=tmp_path_factory.mktemp("vllm") / "vllm.log",
-        environment={"ROUTEREPLAY_STORE_URL": store.base_url},
-    ) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def episodes(server, checkpoint):
-    from transformers import AutoTokenizer
-
-    agent = Agent(server.base_url, AutoTokenizer.from_pretrained(checkpoint), max_tokens=16)
-    played = []
-    for number, style in enumerate(STYLES):
-        *_, episode = agent.play(f"episode-{number}", style)
-        played.append(episode)
-    return played
-
-
-@pytest.fixture(scope="module")
-def trajectories(store, episodes):
-    return fetch(store.base_url, episodes, progress=False)
 
 
 def test_every_turn_of_every_trajectory_is_sealed(episodes, trajectories):

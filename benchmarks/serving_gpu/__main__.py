@@ -43,11 +43,12 @@ async def _together(run: Run, given: argparse.Namespace, folder: Path, store_url
         run.write()
         for server in running.values():
             await run.warm_up(server)
-        for number in range(given.rounds):
-            if number and not run.has_time_for(len(given.ways) * len(given.loads)):
-                break
-            for name in given.loads:
-                for way in random.sample(given.ways, len(given.ways)):
+        for name in given.loads:
+            for number in range(given.rounds):
+                ways = [way for way in given.ways if not (number and way in given.once)]
+                if number and not run.has_time_for(name, ways):
+                    break
+                for way in random.sample(ways, len(ways)):
                     # The same prompts for every way of a round, fresh ones in the next.
                     await run.load(running[way.mode], way, name, number)
         for way in given.profile:
@@ -68,7 +69,7 @@ async def _apart(run: Run, given: argparse.Namespace, folder: Path, store_url: s
             await run.warm_up(server)
             for number in range(given.rounds):
                 for name in given.loads:
-                    if number == 0 or run.has_time_for(1, until - 15):
+                    if number == 0 or run.has_time_for(name, [way], until - 15):
                         await run.load(server, way, name, number)
         finally:
             server.stop()
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", choices=["true", "small"], default="small")
     parser.add_argument("--modes", type=_ways, default=_ways("off,json,routereplay"), dest="ways")
+    parser.add_argument("--once", type=_ways, default=[], help="of them, in the first round only")
     parser.add_argument("--split", action="store_true", help="the stages of the cost")
     parser.add_argument("--profile", type=_ways, default=[], help="with py-spy, after the rounds")
     parser.add_argument("--loads", type=lambda text: text.split(","), default=list(LOADS))

@@ -35,15 +35,16 @@ class Run:
         self.results: dict[str, Any] = {"starts_s": {}, "loads": [], "profiled": [], "summary": {}}
         self._longest: dict[str, float] = defaultdict(float)
 
-    def has_time_for(self, loads: int, until: float | None = None) -> bool:
-        """Whether that many more loads of either kind would end in time."""
+    def has_time_for(self, name: str, ways: list[Way], until: float | None = None) -> bool:
+        """Whether one more load of each of the ways would end in time."""
         left = min(self._deadline, until or self._deadline) - time.monotonic()
-        return left > sum(self._longest.values()) / max(len(self._longest), 1) * loads * 1.1
+        return left > sum(self._longest[f"{name}-{way.name}"] for way in ways) * 1.1
 
     async def warm_up(self, server: Server) -> None:
         """Let a server compile what it compiles with its first requests."""
         async with _client() as http:
             await Load(http, server.url, 0, {}).decoding(32, 32, 128, 32)
+            await Load(http, server.url, 0, {}).conversations(8, 2, 1000, 8)
 
     async def load(
         self, server: Server, way: Way, name: str, seed: int, *, profiled: bool = False
@@ -63,6 +64,7 @@ class Run:
         note = {
             "mode": way.name,
             "load": name,
+            "round": seed,
             **seen.figures(),
             **spent,
         }
@@ -90,7 +92,7 @@ def _client() -> aiohttp.ClientSession:
 
 
 def _summary(loads: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return medians by load and mode, and each mode over capture off."""
+    """Return medians by load and mode, and each mode over capture off in the same round."""
     summary: dict[str, Any] = {}
     for name in LOADS:
         by_mode = defaultdict(list)
@@ -116,9 +118,11 @@ def _summary(loads: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for mode, notes in by_mode.items()
         }
-        if "off" in figures:
-            off = figures["off"]["requests_per_s"]
-            for figure in figures.values():
-                figure["x_off"] = round(figure["requests_per_s"] / off, 4)
+        offs = {note["round"]: note["requests_per_s"] for note in by_mode.get("off", ())}
+        for mode, notes in by_mode.items():
+            paired = [n["requests_per_s"] / offs[n["round"]] for n in notes if n["round"] in offs]
+            if paired:
+                figures[mode]["x_off"] = round(statistics.median(paired), 4)
+                figures[mode]["x_off_rounds"] = [round(ratio, 4) for ratio in paired]
         summary[name] = figures
     return summary

@@ -58,8 +58,7 @@ class Opening:
         # Its own from here on: the choices of a request share one object, and vLLM keeps it.
         params = request.sampling_params = copy.copy(request.sampling_params)
         given = params.extra_args or {}
-        if not self._keep_native:
-            params.extra_args = {**given, ASKS: True}
+        params.extra_args = {**given, ASKS: True}
         extra_args = {**asked_in_headers(), **given}
         asked = str(extra_args.get("return_routed_experts", "")).lower() in _YES
         self._keep_engine_alive(request)

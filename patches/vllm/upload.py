@@ -38,6 +38,7 @@ class Upload:
         """Frames that wait in memory."""
         self.spooled = 0
         """Chunks that are on disk; the seal must not overtake them."""
+        self._row_nbytes = info.model.row_nbytes
         self._source = source
         self._seen_at: float | None = None
         self._framed_rows = 0
@@ -61,7 +62,7 @@ class Upload:
             return False
         if self._seen_at is None:
             self._seen_at = now
-        steps_nbytes = (len(self._source) - 1) * self.info.model.row_nbytes
+        steps_nbytes = (len(self._source) - 1) * self._row_nbytes
         if self._source[0].nbytes + steps_nbytes >= flush_bytes:
             return True
         pace = max(1.0, len(self._refs) / _CHUNKS_AT_FULL_PACE)
@@ -77,14 +78,12 @@ class Upload:
     def chunks(self, arrays: list[np.ndarray], chunk_bytes: int, now: float) -> list[Parcel]:
         """Frame arrays that were taken; raises `InvalidRoutes` if they cannot be the model's."""
         model = self.info.model
-        for rows_TLK in arrays:
-            self._check_shape(rows_TLK)
         # A prompt comes as one large array: it is sent as it is, in slices.
-        rows_TLK = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        rows_TLK = np.ascontiguousarray(rows_TLK)
+        rows_TLK = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else self._join(arrays))
+        self._check_shape(rows_TLK)
         check_rows(rows_TLK, model.num_experts, self.info.client.request_id)
         self._watch.look(rows_TLK)
-        step = max(chunk_bytes // model.row_nbytes, 1)
+        step = max(chunk_bytes // self._row_nbytes, 1)
         starts = range(0, len(rows_TLK), step)
         return [self._chunk(rows_TLK[start : start + step], now) for start in starts]
 
@@ -121,6 +120,14 @@ class Upload:
         )
         header = Seal(upload_id=info.upload_id, manifest=manifest)
         return Parcel(self.origin, "seal", encode_frame(header, [_flat(tokens)]), now)
+
+    def _join(self, arrays: list[np.ndarray]) -> np.ndarray:
+        try:
+            return np.concatenate(arrays, casting="no", dtype=arrays[0].dtype)
+        except (ValueError, TypeError):  # One of them has another shape or dtype than the first.
+            for rows_TLK in arrays:
+                self._check_shape(rows_TLK)
+            raise
 
     def _check_shape(self, rows_TLK: np.ndarray) -> None:
         model = self.info.model

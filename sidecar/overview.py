@@ -164,9 +164,16 @@ def _trajectory(turns: Sequence[Event], ttl_s: float) -> dict[str, Any]:
         "policy_versions": sorted({v for turn in sealed for v in turn.policy_versions}),
         "first_at": turns[-1].at,
         "last_at": newest.at,
-        # The oldest turn goes first, and with it the whole.
-        "expires_at": sealed[-1].at + ttl_s if sealed else None,
+        "expires_at": _end_of_life(sealed, ttl_s),
     }
+
+
+def _end_of_life(sealed: Sequence[Event], ttl_s: float) -> float | None:
+    """Return until when a trajectory is whole at least; `sealed` are its turns, newest first."""
+    if not sealed:
+        return None
+    # The oldest turn goes first; a new one leaves none with less than half a life.
+    return max(sealed[-1].at + ttl_s, sealed[0].at + ttl_s / 2)
 
 
 def _recorder(engine_id: str, events: Sequence[Event]) -> dict[str, Any]:

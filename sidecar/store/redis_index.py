@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -21,17 +21,15 @@ from routereplay.sidecar.store.base import (
 )
 from routereplay.sidecar.store.commands import Commands, fields
 from routereplay.sidecar.store.redis_engine import engine_errors
+from routereplay.sidecar.store.redis_lives import Lives
 from routereplay.sidecar.store.redis_replicas import Replicas
 from routereplay.sidecar.store.redis_status import decode_staged, read_statuses
 from routereplay.wire.digest import digest
+from routereplay.wire.errors import RouteStoreError
+
+logger = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
-
-_TTL_SPREAD = 20
-"""A record lives up to a twentieth longer than it must."""
-
-BLOB_MARGIN_S = 60
-"""Values live this much longer than their record, so a visible record never lacks one."""
 
 
 class RedisIndex:
@@ -55,6 +53,7 @@ class RedisIndex:
         self._ttl_s = ttl_s
         self._staging_ttl_s = staging_ttl_s
         self._index_ttl_s = index_ttl_s
+        self._lives = Lives(ttl_s=ttl_s, index_ttl_s=index_ttl_s)
 
     async def stage(
         self, key: RecordKey, upload_id: str, seq: int, chunk: StagedChunk, entry: Entry
@@ -89,13 +88,16 @@ class RedisIndex:
         body = _encode(request.record)
         arguments: list[Any] = [key.choice, upload_id, request.content, body, digest(body)]
         arguments += [_encode(request.entry), key.request_id]
-        # Spread: records of one training step must not all expire in one second.
-        ttl_s = self._ttl_s + random.randint(0, self._ttl_s // _TTL_SPREAD)
-        arguments += [ttl_s, ttl_s + BLOB_MARGIN_S, self._index_ttl_s + ttl_s - self._ttl_s]
+        arguments += [*self._lives.fresh(), self._lives.short(key.tag)]
         arguments += [len(request.chunks), *map(_encode, request.chunks)]
         arguments += [nbytes for _, nbytes in request.blobs]
-        names = [*_state_keys(key, upload_id), *(name for name, _ in request.blobs)]
-        outcome = cast("SealOutcome", await self._run("seal", names, arguments))
+        names = [*_state_keys(key, upload_id), keys.arrived(key.tag)]
+        names += [name for name, _ in request.blobs]
+        answer = await self._run("seal", names, arguments)
+        if answer == "sealed_late":
+            answer = "sealed"
+            await self._prolong(key.tag)
+        outcome = cast("SealOutcome", answer)
         if self._replicas is not None and outcome in ("sealed", "replayed"):
             await self._replicas.confirm(keys.record(key), keys.barrier(key.tag), request.content)
         return outcome
@@ -139,6 +141,14 @@ class RedisIndex:
             names = [name.decode() for name in cast("Iterable[bytes]", found)]
             statuses = await read_statuses(self._commands, tag, names)
         return sorted(statuses, key=_order)
+
+    async def _prolong(self, tag: str) -> None:
+        """Let earlier turns live as long as the one that was sealed just now."""
+        try:
+            await self._lives.prolong(self._commands, tag, await self.trajectory(tag))
+        except RouteStoreError as error:
+            # It is sealed, and the next turn tries again.
+            logger.warning("%s was not prolonged: %s", tag, error.message)
 
     async def _is_live(self, held: Pointer) -> bool:
         # Pending does not count: the first seal wins, not the first chunk.

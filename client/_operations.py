@@ -7,7 +7,7 @@ with an asynchronous one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -25,7 +25,7 @@ from routereplay.wire.errors import (
     error_from_wire,
 )
 from routereplay.wire.ids import normalize_id
-from routereplay.wire.records import FetchFailure, FetchRequest, RequestKey
+from routereplay.wire.records import FetchFailure, FetchRequest, RequestKey, TrajectoryKey
 from routereplay.wire.routes import RoutedExperts
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Call:
 
     method: str
     path: str
-    params: dict[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | list[str]] = field(default_factory=dict)
     body: bytes | None = None
     wait_s: float = 0.0
     room: Callable[[int], memoryview] | None = None
@@ -73,15 +73,19 @@ def fetch_request(
 
 
 def fetch_trajectory(
-    trajectory_id: str,
+    key: TrajectoryKey,
     layers: range | None,
     tokens: range | None,
     wait_s: float,
     out: Buffer | None,
 ) -> Operation[Trajectory]:
     """Fetch all turns of one trajectory in one frame."""
-    params = _slices(layers, tokens) | _wait(wait_s)
-    path = f"{_trajectory_path(trajectory_id)}/routes"
+    params: dict[str, str | list[str]] = {**_slices(layers, tokens), **_wait(wait_s)}
+    if key.turns:
+        params["turns"] = str(key.turns)
+    if key.requests:
+        params["request"] = list(map(normalize_id, key.requests))
+    path = f"{_trajectory_path(key.id)}/routes"
     room = Room(out).take
     call = Call("GET", path, params, wait_s=wait_s, room=room, decode=decode_trajectories)
     trajectories: list[Trajectory]
@@ -90,7 +94,7 @@ def fetch_trajectory(
 
 
 def fetch_trajectories(
-    trajectory_ids: Iterable[str],
+    keys: Iterable[TrajectoryKey],
     layers: range | None,
     wait_s: float,
     out: Buffer | None,
@@ -101,8 +105,10 @@ def fetch_trajectories(
     found: list[Trajectory] = []
     failures: list[FetchFailure] = []
     room = Room(out)
-    for batch in _batches([normalize_id(text) for text in trajectory_ids]):
-        body = FetchRequest(trajectories=tuple(batch), layers=_bounds(layers), wait=wait_s)
+    for keys_of_batch in _batches(list(keys)):
+        batch = [normalize_id(key.id) for key in keys_of_batch]
+        wanted = tuple(map(_trajectory_key, keys_of_batch))
+        body = FetchRequest(trajectories=wanted, layers=_bounds(layers), wait=wait_s)
         header, trajectories = yield _fetch_call(body, room, decode_trajectories)
         by_id = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
         found.extend(by_id[text] for text in batch if text in by_id)
@@ -216,6 +222,38 @@ def _settle(failures: Sequence[FetchFailure], on_missing: OnMissing | None) -> N
         more = f" and {len(failures) - 20} more" if len(failures) > 20 else ""
         msg = f"{len(failures)} of the ids asked for could not be fetched: {listed}{more}"
         raise error_from_wire(first.code, msg, {"ids": [failure.id for failure in failures]})
+
+
+def trajectory_keys(
+    ids: Iterable[str], turns: Sequence[int] | None, requests: Sequence[Sequence[str]] | None
+) -> list[TrajectoryKey]:
+    """Return what is wanted of each trajectory.
+
+    Raises:
+        ValueError: `turns` or `requests` has not one entry for each trajectory.
+    """
+    names = list(ids)
+    for what, given in (("turns", turns), ("requests", requests)):
+        if given is not None and len(given) != len(names):
+            msg = f"{what} has {len(given)} entries for {len(names)} trajectories"
+            raise ValueError(msg)
+    return [
+        TrajectoryKey(
+            id=name,
+            turns=0 if turns is None else turns[number],
+            requests=() if requests is None else tuple(requests[number]),
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def _trajectory_key(key: TrajectoryKey) -> str | TrajectoryKey:
+    name = normalize_id(key.id)
+    if not key.turns and not key.requests:
+        # As every store understands it.
+        return name
+    requests = tuple(map(normalize_id, key.requests))
+    return TrajectoryKey(id=name, turns=key.turns, requests=requests)
 
 
 def _request_key(key: str | tuple[str, int]) -> RequestKey:

@@ -47,7 +47,7 @@ class BlockingTransport:
             raise RuntimeError(_CLOSED)
         answer = self._connections.exchange(
             call.method,
-            f"{call.path}?{urlencode(call.params)}" if call.params else call.path,
+            f"{call.path}?{urlencode(call.params, doseq=True)}" if call.params else call.path,
             # The time that the store waits comes on top.
             timeout_s=self._timeout_s + call.wait_s,
             body=[call.body] if call.body else (),

@@ -76,12 +76,13 @@ class AsyncRouteStoreClient:
         layers: range | None = None,
         tokens: range | None = None,
         wait_s: float = 0.0,
+        turns: int = 0,
+        requests: Sequence[str] = (),
         out: Buffer | None = None,
     ) -> Trajectory:
         """See `RouteStoreClient.fetch_trajectory`."""
-        return await self._run(
-            operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s, out)
-        )
+        (key,) = operations.trajectory_keys([trajectory_id], [turns], [requests])
+        return await self._run(operations.fetch_trajectory(key, layers, tokens, wait_s, out))
 
     async def fetch_trajectories(
         self,
@@ -89,15 +90,17 @@ class AsyncRouteStoreClient:
         *,
         layers: range | None = None,
         wait_s: float = 0.0,
+        turns: Sequence[int] | None = None,
+        requests: Sequence[Sequence[str]] | None = None,
         progress: bool = False,
         out: Buffer | None = None,
         on_missing: OnMissing | None = None,
     ) -> list[Trajectory]:
         """See `RouteStoreClient.fetch_trajectories`."""
-        ids = list(trajectory_ids)
-        with progress_bar(len(ids), "trajectory", progress) as bar:
+        keys = operations.trajectory_keys(trajectory_ids, turns, requests)
+        with progress_bar(len(keys), "trajectory", progress) as bar:
             return await self._run(
-                operations.fetch_trajectories(ids, layers, wait_s, out, bar.update, on_missing)
+                operations.fetch_trajectories(keys, layers, wait_s, out, bar.update, on_missing)
             )
 
     async def get_request(self, request_id: str) -> dict[str, Any]:

@@ -98,10 +98,27 @@ class RouteStoreClient:
         layers: range | None = None,
         tokens: range | None = None,
         wait_s: float = 0.0,
+        turns: int = 0,
+        requests: Sequence[str] = (),
         out: Buffer | None = None,
     ) -> Trajectory:
-        """Return all turns of one trajectory."""
-        return self._run(operations.fetch_trajectory(trajectory_id, layers, tokens, wait_s, out))
+        """Return all turns of one trajectory.
+
+        Args:
+            trajectory_id: as the engine was told it: `X-Session-ID` or `session_id`.
+            layers: 0-based decoder layers to fetch; all without.
+            tokens: positions in `prompt + completion` to fetch; all without.
+            wait_s: how long to wait while it is unknown or a turn that is known is not sealed.
+            turns: how many it has at least, each choice of a request being one.
+            requests: ids of requests that are among its turns. A turn that the store has not
+                heard of is waited for only if one of these two tells of it.
+            out: memory to receive into; new memory without it.
+
+        Raises:
+            RoutesPending: not all that was told of was there in time.
+        """
+        (key,) = operations.trajectory_keys([trajectory_id], [turns], [requests])
+        return self._run(operations.fetch_trajectory(key, layers, tokens, wait_s, out))
 
     def fetch_trajectories(
         self,
@@ -109,21 +126,23 @@ class RouteStoreClient:
         *,
         layers: range | None = None,
         wait_s: float = 0.0,
+        turns: Sequence[int] | None = None,
+        requests: Sequence[Sequence[str]] | None = None,
         progress: bool = False,
         out: Buffer | None = None,
         on_missing: OnMissing | None = None,
     ) -> list[Trajectory]:
         """Return many trajectories, in the order of `trajectory_ids`.
 
+        `turns` and `requests` have an entry for each of them, as `fetch_trajectory` takes it.
         Raises once after all were tried; the error names every id that failed. With
         `on_missing` it is called with each of them instead (id, code and message), and what
         was found is returned.
         """
-        with progress_bar(len(trajectory_ids), "trajectory", progress) as bar:
+        keys = operations.trajectory_keys(trajectory_ids, turns, requests)
+        with progress_bar(len(keys), "trajectory", progress) as bar:
             return self._run(
-                operations.fetch_trajectories(
-                    trajectory_ids, layers, wait_s, out, bar.update, on_missing
-                )
+                operations.fetch_trajectories(keys, layers, wait_s, out, bar.update, on_missing)
             )
 
     def get_request(self, request_id: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from routereplay.sidecar.store import keys
-from routereplay.sidecar.store.base import Index, RecordStatus
+from routereplay.sidecar.store.base import Index, Pointer, RecordStatus
 from routereplay.wire.errors import (
+    BadRequest,
     NotFound,
     RoutesDeleted,
     RoutesDropped,
@@ -17,6 +18,7 @@ from routereplay.wire.errors import (
     RouteStoreError,
 )
 from routereplay.wire.ids import normalize_id
+from routereplay.wire.records import TrajectoryKey
 
 T = TypeVar("T")
 
@@ -67,6 +69,33 @@ class Lookup:
         if not found:
             what = f"trajectory {name}"
             raise _unknown(what, name)
+        return found
+
+    async def whole(self, wanted: TrajectoryKey) -> list[RecordStatus]:
+        """Return the turns of a trajectory that holds what its caller knows to be of it.
+
+        Raises:
+            NotFound: the trajectory was never seen.
+            RoutesPending: turns, or requests, are not there yet.
+            BadRequest: a request is of another trajectory.
+        """
+        found = await self.trajectory(wanted.id)
+        what = f"trajectory {normalize_id(wanted.id)}"
+        if len(found) < wanted.turns:
+            msg = f"{what}: {len(found)} of {wanted.turns} turns were heard of; ask again"
+            raise RoutesPending(msg, turns=len(found))
+        tag, held = found[0].key.tag, {turn.key.request_id for turn in found}
+        for name in map(normalize_id, wanted.requests):
+            if name in held:
+                continue
+            # The client's own id of a request, perhaps.
+            pointer = await self._index.locate(keys.name_of(self._namespace, name))
+            if pointer is None or (pointer.tag == tag and pointer.request_id not in held):
+                msg = f"{what}: request {name} was not heard of yet; ask again"
+                raise RoutesPending(msg, request_id=name)
+            if pointer.tag != tag:
+                msg = f"{what}: request {name} is not of it, but of {_owner(pointer)}"
+                raise BadRequest(msg, request_id=name)
         return found
 
 
@@ -135,6 +164,11 @@ def state_error(status: RecordStatus) -> RouteStoreError:
         case "sealed":
             msg = f"{what} is sealed: there is no error to report"
             raise ValueError(msg)
+
+
+def _owner(pointer: Pointer) -> str:
+    name = keys.trajectory_of(pointer.tag)
+    return "no trajectory" if name is None else f"trajectory {name}"
 
 
 def _unknown(what: str, name: str) -> NotFound:

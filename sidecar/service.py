@@ -35,7 +35,7 @@ from routereplay.wire.errors import (
 )
 from routereplay.wire.frame import Frame
 from routereplay.wire.ids import normalize_id
-from routereplay.wire.records import FetchRequest, IngestResult, RequestKey
+from routereplay.wire.records import FetchRequest, IngestResult, RequestKey, TrajectoryKey
 
 _Found: TypeAlias = tuple[RecordStatus, list[Slice]]
 """A sealed record, and where the rows are that were asked for."""
@@ -113,17 +113,17 @@ class RouteStore:
 
     async def fetch_trajectory(
         self,
-        trajectory_id: str,
+        wanted: TrajectoryKey,
         *,
         tokens: Range | None = None,
         layers: Range | None = None,
         wait_s: float = 0.0,
         gone: Gone = never_gone,
     ) -> Response:
-        """Return the new rows of each sealed turn, as soon as no known turn is pending."""
+        """Return the new rows of each sealed turn, once what is wanted is there and none pends."""
         response = Response(self._blobs)
-        turns = await self._settled(trajectory_id, wait_s, gone)
-        await response.add_trajectory(normalize_id(trajectory_id), turns, tokens, layers)
+        turns = await self._settled(wanted, wait_s, gone)
+        await response.add_trajectory(normalize_id(wanted.id), turns, tokens, layers)
         await response.load()
         return response
 
@@ -141,13 +141,16 @@ class RouteStore:
         wait_s = self._wait(request.wait)
         response = Response(self._blobs)
         cuts = (request.tokens, request.layers)
+        trajectories = [
+            TrajectoryKey(id=one) if isinstance(one, str) else one for one in request.trajectories
+        ]
         waits: list[Awaitable[_Found | list[RecordStatus]]] = [
             *(self._sealed(key, *cuts, wait_s, gone) for key in request.requests),
-            *(self._settled(name, wait_s, gone) for name in request.trajectories),
+            *(self._settled(wanted, wait_s, gone) for wanted in trajectories),
         ]
         # Side by side, so the batch waits as long as its slowest id and no longer.
         found = await asyncio.gather(*waits, return_exceptions=True)
-        names = [*(key.id for key in request.requests), *request.trajectories]
+        names = [*(key.id for key in request.requests), *(one.id for one in trajectories)]
         for name, known in zip(names, found, strict=True):
             try:
                 if isinstance(known, BaseException):
@@ -203,9 +206,11 @@ class RouteStore:
         # An ancestor may be on its way too: it is waited for alike.
         return await wait_for(look, wait_s=self._wait(wait_s), gone=gone)
 
-    async def _settled(self, name: str, wait_s: float, gone: Gone) -> list[RecordStatus]:
+    async def _settled(
+        self, wanted: TrajectoryKey, wait_s: float, gone: Gone
+    ) -> list[RecordStatus]:
         return await wait_for(
-            lambda: self._lookup.trajectory(name),
+            lambda: self._lookup.whole(wanted),
             wait_s=self._wait(wait_s),
             done=settled,
             gone=gone,

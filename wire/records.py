@@ -233,11 +233,24 @@ class RequestKey(msgspec.Struct, frozen=True, kw_only=True):
     choice: int = 0
 
 
+class TrajectoryKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A trajectory to fetch in a batch, and what it must hold to be whole.
+
+    The store cannot wait for a turn that it has not heard of unless it is told of it.
+    """
+
+    id: str
+    turns: int = 0
+    """Turns that it has at least; each choice of a request is one."""
+    requests: tuple[str, ...] = ()
+    """Ids of requests that are among its turns."""
+
+
 class FetchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """JSON body of `POST /v1/fetch`; half-open ranges, `None` means all."""
 
     requests: tuple[RequestKey, ...] = ()
-    trajectories: tuple[str, ...] = ()
+    trajectories: tuple[str | TrajectoryKey, ...] = ()
     layers: tuple[int, int] | None = None
     tokens: tuple[int, int] | None = None
     wait: float = 0.0

@@ -28,11 +28,10 @@ class Batch:
 def fetch(store_url: str, episodes: Sequence[Episode], *, progress: bool) -> list[Trajectory]:
     """Fetch the routes of all episodes, waiting for what is still on its way."""
     with RouteStoreClient(store_url) as store:
-        # A store cannot wait for a turn that it has not heard of: the last may be on its way.
-        turns = [key for episode in episodes for key in episode.choices]
-        store.fetch_requests(turns, layers=range(1), wait_s=30)
         ids = [episode.trajectory_id for episode in episodes]
-        return store.fetch_trajectories(ids, wait_s=30, progress=progress)
+        # A store cannot wait for a turn that it has not heard of: the last may be on its way.
+        requests = [[request_id for request_id, _ in episode.choices] for episode in episodes]
+        return store.fetch_trajectories(ids, requests=requests, wait_s=30, progress=progress)
 
 
 def pack(

@@ -22,6 +22,7 @@ from routereplay.sidecar.api.params import (
     store_of,
 )
 from routereplay.sidecar.expert_load import expert_load
+from routereplay.wire.records import TrajectoryKey
 
 router = APIRouter(prefix="/v1/trajectories", tags=["trajectories"])
 
@@ -39,13 +40,21 @@ async def routes(
     layers: RangeText = None,
     tokens: RangeText = None,
     wait: WaitText = 0.0,
+    turns: Annotated[int, Query(ge=0, description="turns that it has at least")] = 0,
+    has: Annotated[
+        list[str], Query(alias="request", description="id of a request that is one of its turns")
+    ] = [],  # noqa: B006 - FastAPI makes a fresh one
     format: Format = "routes",
 ) -> Response:
-    """Return one `routes` frame with an item for each sealed turn."""
+    """Return one `routes` frame with an item for each sealed turn.
+
+    A turn that the store has not heard of is waited for if `turns` or `request` tell of it,
+    and without it the answer is `pending`.
+    """
     runtime = runtime_of(request)
     with runtime.metrics.waiting.track_inprogress():
         found = await store_of(request).fetch_trajectory(
-            trajectory_id,
+            TrajectoryKey(id=trajectory_id, turns=turns, requests=tuple(has)),
             tokens=parse_range("tokens", tokens),
             layers=parse_range("layers", layers),
             wait_s=wait,
@@ -64,7 +73,7 @@ async def experts(
 ) -> Response:
     """Return counts `[layers, experts]` and the load of each layer; each row counts once."""
     span = parse_range("tokens", tokens)
-    found = await store_of(request).fetch_trajectory(trajectory_id, tokens=span)
+    found = await store_of(request).fetch_trajectory(TrajectoryKey(id=trajectory_id), tokens=span)
     return json_answer(await expert_load(found, turn=turn, policy=policy))
 
 

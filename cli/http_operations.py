@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from routereplay.sidecar.api.openapi import kind_of
+from routereplay.sidecar.api.openapi import described, kind_of
 from routereplay.sidecar.app import create_app
 from routereplay.sidecar.settings import Settings
 
@@ -31,15 +31,15 @@ _TAGS = {
 
 def operations_page() -> str:
     """Return docs/http-operations.md."""
-    schema = create_app(Settings()).openapi()
+    schema = described(create_app(Settings()), with_keys=True)
     by_tag: dict[str, list[str]] = {tag: [] for tag in _TAGS}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             (tag,) = operation["tags"]
             by_tag[tag] += _operation(f"{method.upper()} {path}", operation)
     lines = [_HEAD]
-    for tag, described in by_tag.items():
-        lines += [f"## {_TAGS[tag]}", "", *described]
+    for tag, found in by_tag.items():
+        lines += [f"## {_TAGS[tag]}", "", *found]
     lines += ["## Objects", "", _OBJECTS, ""]
     for name, found in sorted(schema["components"]["schemas"].items()):
         lines += _object(name, found)
@@ -50,13 +50,15 @@ def _operation(name: str, operation: dict[str, Any]) -> list[str]:
     rows = [_parameter(parameter) for parameter in operation.get("parameters", ())]
     for media, body in operation.get("requestBody", {}).get("content", {}).items():
         rows.append(("body", f"`{media}`", "", _link(body["schema"])))
-    for media, body in operation["responses"]["200"]["content"].items():
+    answers = dict(operation["responses"])
+    for media, body in answers.pop("200")["content"].items():
         rows.append(("answer", f"`{media}`", "", _link(body["schema"])))
+    errors = [f"{status} {answer['description']}" for status, answer in answers.items()]
     key = "" if operation["security"] else " Needs no key."
     lines = [f"### {name}", "", f"**{operation['summary']}.** {operation['description']}{key}", ""]
     lines += ["| | | default | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    return [*lines, ""]
+    return [*lines, "", f"Errors: {'; '.join(errors)}.", ""]
 
 
 def _parameter(parameter: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -84,5 +86,5 @@ def _object(name: str, schema: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _said(described: dict[str, Any]) -> str:
-    return str(described.get("description", "")).replace("|", "\\|").replace("\n", " ")
+def _said(found: dict[str, Any]) -> str:
+    return str(found.get("description", "")).replace("|", "\\|").replace("\n", " ")

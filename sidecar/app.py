@@ -20,6 +20,7 @@ from routereplay.sidecar.api import (
 )
 from routereplay.sidecar.api.observe import Observe
 from routereplay.sidecar.api.openapi import install_openapi
+from routereplay.sidecar.api.paths import WholeIds
 from routereplay.sidecar.api.problems import install_handlers
 from routereplay.sidecar.auth.key_store import WatchedKeys
 from routereplay.sidecar.auth.middleware import Authenticate
@@ -68,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.runtime = runtime
     install_handlers(app)
-    install_openapi(app)
+    install_openapi(app, with_keys=keys is not None)
     for module in (ingest, overview, requests, trajectories, fetch, health, pages, docs):
         app.include_router(module.router)
     # The last one added is the first one asked.
@@ -76,4 +77,5 @@ def create_app(settings: Settings) -> FastAPI:
         Authenticate, keys=keys, admission=runtime.admission, metrics=runtime.metrics
     )
     app.add_middleware(Observe, metrics=runtime.metrics)
+    app.add_middleware(WholeIds)
     return app

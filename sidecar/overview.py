@@ -7,19 +7,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from routereplay.sidecar.journal import Bucket, Event
+from routereplay.sidecar.views import RecentRequest, RecentTrajectory
 
 _ALARM_WINDOW_S = 900.0
 _NEARLY = 0.85
 
 
-def recent_requests(events: Sequence[Event], *, ttl_s: float, limit: int) -> list[dict[str, Any]]:
+def recent_requests(events: Sequence[Event], *, ttl_s: float, limit: int) -> list[RecentRequest]:
     """Return the latest state of each request's choices, newest first."""
     return [_request(event, ttl_s) for event in reversed(_latest(events).values())][:limit]
 
 
 def recent_trajectories(
     events: Sequence[Event], *, ttl_s: float, limit: int
-) -> list[dict[str, Any]]:
+) -> list[RecentTrajectory]:
     """Return what is known of each trajectory, the one with the newest event first.
 
     A request without a trajectory is one of its own, with `trajectory_id` null.
@@ -125,7 +126,7 @@ def _latest(events: Iterable[Event]) -> dict[tuple[str | None, str, int], Event]
     return latest
 
 
-def _request(event: Event, ttl_s: float) -> dict[str, Any]:
+def _request(event: Event, ttl_s: float) -> RecentRequest:
     return {
         "request_id": event.request_id,
         "choice": event.choice,
@@ -145,7 +146,7 @@ def _request(event: Event, ttl_s: float) -> dict[str, Any]:
     }
 
 
-def _trajectory(turns: Sequence[Event], ttl_s: float) -> dict[str, Any]:
+def _trajectory(turns: Sequence[Event], ttl_s: float) -> RecentTrajectory:
     """Return one trajectory; `turns` are its choices, the newest first."""
     sealed = [turn for turn in turns if turn.kind == "sealed"]
     newest = turns[0]

@@ -16,6 +16,7 @@ from routereplay.sidecar import fetch
 from routereplay.sidecar.api.params import Format
 from routereplay.sidecar.metrics import Metrics
 from routereplay.sidecar.ready import sources_of
+from routereplay.sidecar.views import RoutesItemView, RoutesView
 from routereplay.wire.errors import BadRequest
 from routereplay.wire.routes import numpy_dtype
 from routereplay.wire.version import MEDIA_TYPE
@@ -120,7 +121,7 @@ def _npz(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
 
 
 def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
-    items = [
+    items: list[RoutesItemView] = [
         {
             "manifest": ready.manifest,
             "token_start": ready.token_start,
@@ -132,6 +133,5 @@ def _json(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:
         }
         for ready, rows in zip(found.items, arrays, strict=True)
     ]
-    return msgspec.json.encode(
-        {"items": items, "trajectories": found.trajectories, "failures": found.failures}
-    )
+    view = RoutesView(items=items, trajectories=found.trajectories, failures=found.failures)
+    return msgspec.json.encode(view)

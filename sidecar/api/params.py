@@ -29,7 +29,14 @@ Format: TypeAlias = Annotated[
 RequestId = Annotated[str, Path(description="`id` of the response, or the client's X-Request-Id")]
 TrajectoryId = Annotated[str, Path(description="X-Session-ID, `session_id` or `trajectory_id`")]
 Choice = Annotated[int, Query(ge=0, description="`choices[i].index` of the response")]
-RangeText = Annotated[str | None, Query(description="half-open `a:b`; either side may be empty")]
+RangeText = Annotated[
+    str | None,
+    Query(
+        description="half-open `a:b`; either side may be empty",
+        # Said, and checked by `parse_range`, which knows what else a range must be.
+        json_schema_extra={"pattern": f"^{_RANGE.pattern}$"},
+    ),
+]
 PolicyText = Annotated[str | None, Query(description="only rows of this policy version")]
 WaitText = Annotated[float, Query(ge=0, description="seconds to wait until it is sealed")]
 

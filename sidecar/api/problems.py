@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from routereplay.sidecar.http.answers import PROBLEM_TYPE, problem_body
 from routereplay.sidecar.runtime import Runtime
@@ -41,6 +42,13 @@ def problem(status: int, code: str, message: str, details: dict[str, Any]) -> Re
     return Response(body, status, headers, PROBLEM_TYPE)
 
 
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that a path has; the router itself names those of one route of it."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route.methods for route in routes if route.matches(request.scope)[0] != Match.NONE]
+    return sorted({method for methods in found for method in methods or ()})
+
+
 def install_handlers(app: FastAPI) -> None:
     """Answer every error, expected or not, with a problem."""
 
@@ -66,7 +74,10 @@ def install_handlers(app: FastAPI) -> None:
         # Not `not_found`: that code says that the store never saw an id.
         code = "no_such_endpoint" if error.status_code == 404 else "http"
         message = f"{request.method} {request.url.path}: {error.detail}; see /docs"
-        return problem(error.status_code, code, message, {})
+        answer = problem(error.status_code, code, message, {})
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(_allowed(request))
+        return answer
 
     async def left(_: Request, __: Exception) -> Response:
         # Nobody is there to read it: the client left, or was sent away as too slow.

@@ -8,6 +8,7 @@ from support.frames import make_conversation, make_upload
 
 from routereplay.client import AsyncRouteStoreClient, RouteStoreClient
 from routereplay.wire.errors import BadRequest, RoutesPending
+from routereplay.wire.ids import normalize_id
 
 
 def arriving(store, upload, after_s):
@@ -40,7 +41,8 @@ def test_a_turn_that_was_not_heard_of_is_waited_for(store, told):
 
 
 def test_a_request_is_known_by_the_clients_own_id_and_as_one_of_another_trajectory(store):
-    mine = make_upload("mine-0", seed=41, trajectory_id="mine", aliases=("my-own/id",))
+    alias = normalize_id("my-own/id")
+    mine = make_upload("mine-0", seed=41, trajectory_id="mine", aliases=(alias,))
     store.put(mine)
     store.put(make_upload("yours-0", seed=42, trajectory_id="yours"))
     path = "/v1/trajectories/mine/routes"

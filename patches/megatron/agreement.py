@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from routereplay.patches.megatron.discovery import Discovery, FoundChunk, unwrap
+from routereplay.patches.megatron.discovery import Discovery, FoundChunk
 from routereplay.patches.models.routed_model import RoutedModel
+from routereplay.patches.replay.wrapping import unwrap
 
 LayerMap = Mapping[int, int]
 """Layer number (1-based, Megatron-Core's) to decoder layer of the routes (0-based)."""

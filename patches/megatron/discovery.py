@@ -16,8 +16,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import nn
 
-_WRAPPERS = ("module", "_orig_mod")
-"""Where DDP, Float16Module and FSDP keep the model, and where torch.compile does."""
+from routereplay.patches.replay.wrapping import unwrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +46,6 @@ class Discovery:
 
     chunks: list[FoundChunk] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the model inside DDP, Float16Module, FSDP and torch.compile."""
-    while True:
-        inner = next(
-            (
-                candidate
-                for name in _WRAPPERS
-                if isinstance(candidate := getattr(module, name, None), nn.Module)
-            ),
-            None,
-        )
-        if inner is None:
-            return module
-        module = inner
 
 
 def decoder_of(chunk: nn.Module) -> nn.Module | None:

@@ -16,7 +16,7 @@ from routereplay.patches.megatron.layer import MegatronLayer
 from routereplay.patches.megatron.validation import validate
 from routereplay.patches.models import RoutedModel
 from routereplay.patches.replay.bundled import BundledRoutes
-from routereplay.patches.replay.canary import Canary
+from routereplay.patches.replay.canary import canaries
 from routereplay.patches.replay.chunk import ChunkReplay
 from routereplay.patches.replay.errors import ReplayUnsupported
 from routereplay.patches.replay.prefetch import Staging
@@ -61,11 +61,8 @@ def enable_router_replay(
             changed.
         BundleNotFound, UnsupportedWireVersion, CorruptRecord, InvalidRoutes, ReplayMismatch:
             the bundle is not there, torn, or of another model.
-        ValueError: `canary_every` is negative.
+        ValueError: `canary_every` is negative, or no router is on `canary_layer`.
     """
-    if canary_every < 0:
-        msg = f"canary_every={canary_every}; 0 switches it off, n compares every n-th step"
-        raise ValueError(msg)
     chunks = [model_chunks] if isinstance(model_chunks, nn.Module) else list(model_chunks)
     unplaced: list[str] = []
     if layer_map is None:
@@ -84,10 +81,12 @@ def enable_router_replay(
     bundle = None
     if routereplay_bundle is not None:
         bundle = BundledRoutes(routereplay_bundle, hosts, model)
+    numbers = [host.layer_numbers for host in hosts]
+    whole = getattr(found.chunks[0].config, "pipeline_model_parallel_size", 1) == 1
+    watching = canaries(canary_every, canary_layer, numbers, whole=whole)
     staging = Staging()
     replayed, unbind = [], []
-    for chunk, host in zip(found.chunks, hosts, strict=True):
-        canary = _canary(chunk, canary_every, canary_layer)
+    for chunk, host, canary in zip(found.chunks, hosts, watching, strict=True):
         made = ChunkReplay(host, staging, canary, MegatronLayer)
         unbind += _bind(chunk, made)
         replayed.append(made)
@@ -110,10 +109,3 @@ def _taken(found: Discovery) -> list[str]:
         for router in chunk.routers
         if isinstance(getattr(router.router, "router_replay", None), MegatronLayer)
     ]
-
-
-def _canary(chunk: FoundChunk, every: int, layer_number: int | None) -> Canary:
-    numbers = [router.layer_number for router in chunk.routers]
-    if layer_number is not None:
-        numbers = [number for number in numbers if number == layer_number]
-    return Canary(every, numbers)

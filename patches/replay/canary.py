@@ -131,6 +131,32 @@ class Canary:
         self._pending.clear()
 
 
+def canaries(
+    every: int, layer_number: int | None, chunks: Sequence[Sequence[int]], *, whole: bool
+) -> list[Canary]:
+    """Return a canary for each chunk, given the layer numbers (1-based) of its routers.
+
+    Args:
+        every: as for `Canary`.
+        layer_number: the only layer to look at, by default all in turn.
+        whole: whether `chunks` are all of the model, and not of one pipeline stage.
+
+    Raises:
+        ValueError: `every` is negative, or the model has no router on that layer.
+    """
+    if every < 0:
+        msg = f"canary_every={every}; 0 switches it off, n compares every n-th step"
+        raise ValueError(msg)
+    numbers = [number for chunk in chunks for number in chunk]
+    if layer_number is not None and whole and layer_number not in numbers:
+        msg = f"canary_layer={layer_number}; the model has routers on layers {numbers} (1-based)"
+        raise ValueError(msg)
+    return [
+        Canary(every, [number for number in chunk if layer_number in (None, number)])
+        for chunk in chunks
+    ]
+
+
 def _sum_stretches(values_3AT: torch.Tensor, stretches: int) -> torch.Tensor:
     rows = values_3AT.shape[-1]
     length = -(-rows // stretches)

@@ -9,9 +9,7 @@ from typing import Any
 from torch import nn
 
 from routereplay.patches.models import RoutedModel
-
-_WRAPPERS = ("module", "_orig_mod")
-"""Where DDP and FSDP keep the model, and where torch.compile does."""
+from routereplay.patches.replay.wrapping import unwrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +36,18 @@ class Discovery:
     reasons: list[str] = field(default_factory=list)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> nn.Module:
     """Return the transformers model inside DDP, FSDP, torch.compile and PEFT."""
-    while True:
-        inner = next(
-            (
-                candidate
-                for name in _WRAPPERS
-                if isinstance(candidate := getattr(model, name, None), nn.Module)
-            ),
-            None,
-        )
-        if inner is None and callable(base := getattr(model, "get_base_model", None)):
-            inner = base()
-        if inner is None or inner is model:
-            return model
-        model = inner
+    inside = unwrap(model)
+    get_base_model = getattr(inside, "get_base_model", None)
+    base = get_base_model() if callable(get_base_model) else inside
+    return inside if base is inside else base_model(base)
 
 
 def discover(model: nn.Module, routed: RoutedModel) -> Discovery:
     """Walk the decoder of `model`, collecting routers and everything that is wrong."""
     found = Discovery()
-    inside = unwrap(model)
+    inside = base_model(model)
     get_decoder = getattr(inside, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None
     layers = getattr(decoder, "layers", None)

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from routereplay.patches.models import RoutedModel, routed_model
-from routereplay.patches.replay.canary import Canary
+from routereplay.patches.replay.canary import canaries
 from routereplay.patches.replay.chunk import ChunkReplay
 from routereplay.patches.replay.errors import ReplayUnsupported
 from routereplay.patches.replay.prefetch import Staging
 from routereplay.patches.replay.replay import RouterReplay
-from routereplay.patches.transformers.discovery import Discovery, discover, unwrap
+from routereplay.patches.transformers.discovery import Discovery, base_model, discover
 from routereplay.patches.transformers.host import DecoderHook, TransformersModel
 from routereplay.patches.transformers.layer import HookedLayer
 from routereplay.patches.transformers.probe import probe_router
@@ -45,12 +45,9 @@ def enable_router_replay(
     Raises:
         ReplayUnsupported: once, with everything that cannot be replayed. Nothing was changed.
         DenseModel, UnknownModel, InvalidModelConfig: see `routed_model`.
-        ValueError: `canary_every` is negative.
+        ValueError: `canary_every` is negative, or no router is on `canary_layer`.
     """
-    if canary_every < 0:
-        msg = f"canary_every={canary_every}; 0 switches it off, n compares every n-th step"
-        raise ValueError(msg)
-    config: Any = unwrap(model).config
+    config: Any = base_model(model).config
     routed = routed or routed_model(config)
     found = discover(model, routed)
     recipe = weigh or WEIGH.get(routed.model_type)
@@ -61,8 +58,7 @@ def enable_router_replay(
         logger.warning("router replay: router_jitter_noise moves hidden states in training")
     staging = Staging()
     host = TransformersModel(found.routers)
-    numbers = [n for n in host.layer_numbers if canary_layer in (None, n)]
-    canary = Canary(canary_every, numbers)
+    (canary,) = canaries(canary_every, canary_layer, [host.layer_numbers], whole=True)
     chunk = ChunkReplay(host, staging, canary, functools.partial(HookedLayer, weigh=recipe))
     hooks = [found.decoder.register_forward_pre_hook(DecoderHook(chunk), with_kwargs=True)]
     for router, layer in zip(found.routers, chunk.layers, strict=True):

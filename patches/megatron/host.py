@@ -8,8 +8,8 @@ import torch
 
 from routereplay.patches.megatron.discovery import FoundChunk
 from routereplay.patches.megatron.placement import router_rows
+from routereplay.patches.replay.microbatch import ModelRouting
 from routereplay.patches.replay.rows import RouterRows
-from routereplay.patches.replay.staging import ModelRouting
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from routereplay.patches.replay.staging import Microbatch
+from routereplay.patches.replay.microbatch import Microbatch
 
 ALIGNED, UNRELATED = "as recorded", "unrelated rows"
 

@@ -25,8 +25,8 @@ import torch
 
 from routereplay.patches.replay.arrangements import Arranger
 from routereplay.patches.replay.buffers import Fence
+from routereplay.patches.replay.microbatch import Microbatch
 from routereplay.patches.replay.report import CanaryReading
-from routereplay.patches.replay.staging import Microbatch
 from routereplay.patches.replay.verdict import MIN_CHOICES, Comparison, judged
 
 _MAX_STRETCHES = 16

@@ -15,12 +15,12 @@ from routereplay.client.packed import PackedRoutes
 from routereplay.patches.replay.canary import Canary
 from routereplay.patches.replay.errors import ReplayMismatch, ReplayStateError
 from routereplay.patches.replay.layer import LayerReplay
+from routereplay.patches.replay.microbatch import Microbatch, ModelRouting
 from routereplay.patches.replay.origins import RouteOrigins
 from routereplay.patches.replay.prefetch import Staging
 from routereplay.patches.replay.recording import ChunkRecording
 from routereplay.patches.replay.report import RowCounts
 from routereplay.patches.replay.rows import RouterRows
-from routereplay.patches.replay.staging import Microbatch, ModelRouting
 
 LayerT = TypeVar("LayerT", bound=LayerReplay)
 

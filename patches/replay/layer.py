@@ -19,7 +19,7 @@ from routereplay.patches.replay.errors import ReplayMismatch, ReplayStateError
 
 if TYPE_CHECKING:
     from routereplay.patches.replay.chunk import ChunkReplay
-    from routereplay.patches.replay.staging import Microbatch
+    from routereplay.patches.replay.microbatch import Microbatch
 
 
 class _Pending(NamedTuple):

@@ -13,8 +13,9 @@ import torch
 
 from routereplay.client.packed import PackedRoutes
 from routereplay.patches.replay.errors import ReplayStateError
+from routereplay.patches.replay.microbatch import Microbatch, ModelRouting
 from routereplay.patches.replay.rows import RouterRows
-from routereplay.patches.replay.staging import Microbatch, ModelRouting, Stager
+from routereplay.patches.replay.staging import Stager
 
 MAX_AHEAD = 16
 """Microbatches staged ahead and not begun; more means that their batches never come."""

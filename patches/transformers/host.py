@@ -10,8 +10,8 @@ import torch
 
 from routereplay.patches.replay.chunk import ChunkReplay
 from routereplay.patches.replay.errors import ReplayMismatch
+from routereplay.patches.replay.microbatch import ModelRouting
 from routereplay.patches.replay.rows import RouterRows, check_row_ids
-from routereplay.patches.replay.staging import ModelRouting
 from routereplay.patches.transformers.discovery import FoundRouter
 from routereplay.patches.transformers.layer import HookedLayer
 

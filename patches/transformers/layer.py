@@ -20,7 +20,7 @@ from routereplay.patches.transformers.weights import Weigh
 
 if TYPE_CHECKING:
     from routereplay.patches.replay.chunk import ChunkReplay
-    from routereplay.patches.replay.staging import Microbatch
+    from routereplay.patches.replay.microbatch import Microbatch
 
 _SAMPLED_ROWS = 8
 _SAME_CALL = 0.05

@@ -5,8 +5,8 @@ import torch
 
 from routereplay.patches.replay.arrangements import Arranger
 from routereplay.patches.replay.canary import canaries
+from routereplay.patches.replay.microbatch import Microbatch
 from routereplay.patches.replay.origins import RouteOrigins
-from routereplay.patches.replay.staging import Microbatch
 
 LAYERS, TOPK = 3, 2
 

@@ -10,7 +10,8 @@ from routereplay.client.packed import PackedRoutes
 from routereplay.patches.megatron import ReplayMismatch
 from routereplay.patches.megatron.placement import RouterRows
 from routereplay.patches.replay import staging as staging_module
-from routereplay.patches.replay.staging import ModelRouting, Stager
+from routereplay.patches.replay.microbatch import ModelRouting
+from routereplay.patches.replay.staging import Stager
 
 pytestmark = pytest.mark.megatron
 

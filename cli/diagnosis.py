@@ -10,7 +10,7 @@ from typing import Any
 
 from routereplay.cli.doctor_running import check_disk, check_server, check_store
 from routereplay.cli.doctor_vllm import check_flags, check_vllm
-from routereplay.cli.findings import Finding, ok
+from routereplay.cli.findings import Finding, failed, ok
 from routereplay.wire.version import WIRE_VERSION
 
 _PACKAGES = (
@@ -42,13 +42,26 @@ def as_data(findings: list[Finding]) -> dict[str, Any]:
 def _findings(store_url: str, server_url: str | None, flags: str) -> Iterator[Finding]:
     installed = [f"{name} {found}" for name in _PACKAGES if (found := _version(name))]
     yield ok("packages", f"python {platform.python_version()}, {', '.join(installed)}")
-    yield from check_vllm(os.environ)
+    environ = dict(os.environ)
+    if environ.get("ROUTEREPLAY_CONFIG"):
+        yield from _config_file(environ)
+    yield from check_vllm(environ)
     if flags:
         yield from check_flags(flags)
     yield from check_store(store_url)
-    yield from check_disk(os.environ)
+    yield from check_disk(environ)
     if server_url:
         yield from check_server(server_url)
+
+
+def _config_file(environ: dict[str, str]) -> Iterator[Finding]:
+    """Fill `environ` as the recorder does when vLLM starts."""
+    from routereplay.patches.vllm.config_file import fill
+
+    try:
+        fill(environ)
+    except ValueError as error:
+        yield failed("ROUTEREPLAY_CONFIG", str(error), "docs/operating.md shows such a file")
 
 
 def _version(package: str) -> str | None:

@@ -141,19 +141,44 @@ def _parse(flags: str) -> argparse.Namespace:
     parser.add_argument("--decode-context-parallel-size", "-dcp", type=int)
     parser.add_argument("--prefill-context-parallel-size", "-pcp", type=int)
     parser.add_argument("--kv-transfer-config", type=json.loads)
-    parser.add_argument("--speculative-config", type=json.loads)
+    parser.add_argument("--speculative-config", "-sc", type=json.loads)
+    parser.add_argument("--spec-method")
+    parser.add_argument("--spec-model")
     parser.add_argument("--enable-dbo", action="store_true")
     parser.add_argument(
         "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None
     )
-    given = [flag.replace("_", "-") if flag.startswith("--") else flag for flag in _split(flags)]
-    return parser.parse_known_args(given)[0]
+    words, dotted = _undotted(list(_split(flags)))
+    args = parser.parse_known_args(words)[0]
+    for name, config in dotted.items():
+        setattr(args, name, {**(getattr(args, name, None) or {}), **config})
+    return args
 
 
 def _split(flags: str) -> Iterator[str]:
     """Yield words; `--flag=value` is two, so that only flags are spelled anew."""
     for word in shlex.split(flags):
         yield from word.split("=", 1) if word.startswith("--") else [word]
+
+
+def _undotted(words: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Return the words with dashes in flags, less `--a-config.key value`, and those as data."""
+    kept: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    left = iter(words)
+    for word in left:
+        flag, dot, path = word.partition(".")
+        if not word.startswith("--"):
+            kept.append(word)
+        elif not dot:
+            kept.append(word.replace("_", "-"))
+        else:
+            place = found.setdefault(flag[2:].replace("-", "_"), {})
+            *parents, last = path.split(".")
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = next(left, "")
+    return kept, found
 
 
 def _import_quietly(name: str) -> Any:

@@ -13,7 +13,13 @@ from typing import Any
 
 from routereplay.patches._probe import MARK
 from routereplay.patches.errors import PatchError
-from routereplay.patches.vllm.releases import AUX_OUTPUT, DBO_OFFSET, DRAFT_LAYERS_APART, Release
+from routereplay.patches.vllm.releases import (
+    AUX_OUTPUT,
+    DBO_OFFSET,
+    DRAFT_LAYERS_APART,
+    EXTERNAL_HITS_CAPPED,
+    Release,
+)
 
 _P_AND_D = frozenset(
     {
@@ -67,15 +73,16 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "prefill/decode disaggregation",
-        lambda args, release: _connector(args) in _P_AND_D,
+        lambda args, release: not _P_AND_D.isdisjoint(_connectors(args)),
         "the prompt is computed by another engine, and its routes stay there",
         "sample with engines that do both",
     ),
     Refusal(
-        "a KV connector before vLLM 0.31",
-        lambda args, release: bool(_connector(args)) and not release.has(AUX_OUTPUT),
-        "these releases find a token's row by its slot in the local cache",
-        "run without --kv-transfer-config, or on vLLM 0.31 or later",
+        "a KV connector before vLLM 0.33",
+        lambda args, release: bool(_connectors(args)) and not release.has(EXTERNAL_HITS_CAPPED),
+        "these releases find a token's row by its slot in the local cache (up to 0.30), or end "
+        "the engine at a hit in another cache whose rows are gone (0.31, 0.32)",
+        "run without --kv-transfer-config, or on vLLM 0.33 or later",
     ),
     Refusal(
         "prefix caching switched off since vLLM 0.31",
@@ -160,15 +167,23 @@ def _number(args: Any, name: str) -> int:
     return int(getattr(args, name, 1) or 1)
 
 
-def _connector(args: Any) -> str:
+def _connectors(args: Any) -> set[str]:
+    """Return the names of all KV connectors, also of those that a `MultiConnector` joins."""
     config = args.kv_transfer_config
-    found = config.get("kv_connector") if isinstance(config, dict) else config
-    return str(getattr(found, "kv_connector", found) or "")
+    if not config:
+        return set()
+    name, extra = _field(config, "kv_connector"), _field(config, "kv_connector_extra_config")
+    joined = (extra or {}).get("connectors") or ()
+    return {str(found) for found in (name, *(_field(each, "kv_connector") for each in joined))}
+
+
+def _field(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
 
 
 def _has_draft_model(args: Any) -> bool:
-    config = args.speculative_config
-    if not config:
-        return False
-    method = config.get("method") if isinstance(config, dict) else config.method
-    return str(method) not in _DRAFTS_OF_OWN
+    config = args.speculative_config or {}
+    # Later releases have flags for its parts: --spec-method, --spec-model.
+    method = _field(config, "method") or getattr(args, "spec_method", None)
+    model = _field(config, "model") or getattr(args, "spec_model", None)
+    return bool(method or model) and str(method) not in _DRAFTS_OF_OWN

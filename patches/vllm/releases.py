@@ -60,6 +60,11 @@ SURPLUS_TRIMMED = Since(
     (0, 32), "Tokens that speculative decoding brought past a stop string are taken back."
 )
 WEIGHT_VERSIONS = Since((0, 32), "The engine numbers its weights and says which made a token.")
+EXTERNAL_HITS_CAPPED = Since(
+    (0, 33),
+    "A hit in the cache of a KV connector counts only as far as its rows are there. Before, "
+    "one whose rows were gone ended the engine (0.31, 0.32), or any connector did (up to 0.30).",
+)
 DBO_OFFSET = Since(
     (0, 33),
     "With dual batch overlap each half of a batch has rows of its own. Before, both were "
@@ -75,6 +80,7 @@ DIFFERENCES: tuple[Since, ...] = (
     AUX_OUTPUT,
     SURPLUS_TRIMMED,
     WEIGHT_VERSIONS,
+    EXTERNAL_HITS_CAPPED,
     DBO_OFFSET,
 )
 

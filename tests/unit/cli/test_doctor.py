@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from routereplay.cli.diagnosis import _config_file
 from routereplay.cli.doctor_running import check_disk, check_server
 from routereplay.cli.doctor_vllm import _environment, check_flags
 from routereplay.patches.vllm.releases import Release
@@ -23,6 +24,8 @@ def states(findings):
         "org/model --pipeline_parallel_size=2 --port 8000",
         "org/model -pp 2",
         """org/model --kv-transfer-config '{"kv_connector": "NixlConnector"}'""",
+        "org/model --kv-transfer-config.kv_connector NixlConnector",
+        "org/model --kv_transfer_config.kv_connector=MooncakeConnector --port 8000",
         "org/model -dcp 2",
     ],
 )
@@ -44,6 +47,20 @@ def test_flags_that_cannot_be_read_are_said_to_be():
 
     assert found.state == "failed"
     assert "cannot be read" in found.text
+
+
+def test_settings_in_a_file_are_looked_at_as_the_recorder_does(tmp_path):
+    path = tmp_path / "routereplay.toml"
+    path.write_text('[recorder]\nstore_url = "http://127.0.0.1:9"\nspool_dir = "/spool"\n')
+    environ = {"ROUTEREPLAY_CONFIG": str(path)}
+
+    assert list(_config_file(environ)) == []
+    assert (environ["ROUTEREPLAY_STORE_URL"], environ["ROUTEREPLAY_SPOOL_DIR"]) == (
+        "http://127.0.0.1:9",
+        "/spool",
+    )
+    path.write_text("[recorder]\nnonsense = 1\n")
+    assert states(_config_file(environ)) == {"ROUTEREPLAY_CONFIG": "failed"}
 
 
 @pytest.mark.parametrize(

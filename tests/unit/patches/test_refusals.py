@@ -30,6 +30,10 @@ def test_an_ordinary_engine_is_taken(version):
 
 
 NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
+JOINED = {
+    "kv_connector": "MultiConnector",
+    "kv_connector_extra_config": {"connectors": [{"kv_connector": "OffloadingConnector"}, NIXL]},
+}
 OFFLOAD = SimpleNamespace(kv_connector="OffloadingConnector")
 MTP = {"method": "mtp", "num_speculative_tokens": 1}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3}
@@ -41,9 +45,13 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 3}
         ("0.33.0", {"pipeline_parallel_size": 2}, "pipeline parallel inference"),
         ("0.33.0", {"decode_context_parallel_size": 2}, "context parallel inference"),
         ("0.33.0", {"kv_transfer_config": NIXL}, "prefill/decode disaggregation"),
-        ("0.30.0", {"kv_transfer_config": OFFLOAD}, "a KV connector before vLLM 0.31"),
+        ("0.33.0", {"kv_transfer_config": JOINED}, "prefill/decode disaggregation"),
+        ("0.30.0", {"kv_transfer_config": OFFLOAD}, "a KV connector before vLLM 0.33"),
+        ("0.32.0", {"kv_transfer_config": OFFLOAD}, "a KV connector before vLLM 0.33"),
         ("0.31.0", {"enable_prefix_caching": False}, "prefix caching switched off since"),
         ("0.25.1", {"speculative_config": MTP}, "a draft model before vLLM 0.26"),
+        ("0.25.1", {"spec_method": "mtp"}, "a draft model before vLLM 0.26"),
+        ("0.25.1", {"spec_model": "org/draft"}, "a draft model before vLLM 0.26"),
         ("0.32.0", {"enable_dbo": True}, "dual batch overlap before vLLM 0.33"),
     ],
 )
@@ -59,10 +67,11 @@ def test_what_cannot_be_recorded_is_refused_with_a_way_out(version, given, name)
 @pytest.mark.parametrize(
     ("version", "given"),
     [
-        ("0.31.0", {"kv_transfer_config": OFFLOAD}),
+        ("0.33.0", {"kv_transfer_config": OFFLOAD}),
         ("0.30.0", {"enable_prefix_caching": False}),
         ("0.26.0", {"speculative_config": MTP}),
         ("0.22.0", {"speculative_config": NGRAM}),
+        ("0.25.1", {"spec_method": "ngram"}),
         ("0.33.0", {"enable_dbo": True}),
     ],
 )
@@ -83,7 +92,7 @@ def test_every_refusal_is_named_at_once():
     with pytest.raises(UnsupportedEngine) as refused:
         check_engine(engine_args(**given), Release.of("0.33.0"))
 
-    assert len(refused.value.details["refused"]) == 2
+    assert len(refused.value.details["refused"]) == 2, refused.value
 
 
 def test_refusals_have_names_of_their_own():

@@ -45,6 +45,17 @@ that does not record (`./scripts/compatibility --without-tap`) fails, as it must
 there would prove nothing."""
 
 
+_ON_CPU = {
+    "async scheduling": "the CPU platform switches it off; a plugin of the test switches it on "
+    "again, and vLLM's own `AsyncScheduler` runs",
+    "LoRA": "an adapter of the attention; experts keep the CPU's kernel, as a CPU build lacks a "
+    "part of Triton's (`moe_align_block_size`)",
+    "new weights in mid-request": "other norms and embeddings, brought by a worker extension while "
+    "the engine is paused; a CPU build has packed its matrices",
+}
+"""How the tests of a CPU build differ from what users of a GPU do."""
+
+
 def load_results() -> Results:
     """Return what the last runs have shown."""
     text = files("routereplay.cli").joinpath(RESULTS).read_text(encoding="utf-8")
@@ -136,6 +147,8 @@ def page() -> str:
     for name in behaviours:
         cells = [_cell(name, version, results[version].get(name)) for version in results]
         lines.append(f"| {name} | {' | '.join(cells)} | {_without_tap(name, results)} |")
+    lines += ["", "On CPU builds:", ""]
+    lines += [f"* {name}: {how}." for name, how in _ON_CPU.items()]
     lines += ["", "## Engines that are refused at start", "", "| what | why | way out |"]
     lines += ["|---|---|---|"]
     lines += [f"| {each.name} | {each.reason} | {each.way_out} |" for each in REFUSALS]

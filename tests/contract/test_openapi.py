@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from urllib.parse import quote
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
 from support.frames import make_upload
+from support.fuzz import LONG, count
 from support.route_store import running_store
 
 from routereplay.sidecar.api.openapi import described
@@ -23,7 +23,9 @@ from routereplay.wire import MEDIA_TYPE
 from routereplay.wire.errors import HTTP_STATUS
 from routereplay.wire.ids import normalize_id
 
-EXAMPLES = 300 if os.environ.get("ROUTEREPLAY_FAULTS") == "all" else 25
+FUZZED = "requests to each operation of the OpenAPI description, by schemathesis"
+__all__ = ["count"]  # a fixture
+EXAMPLES = 300 if LONG else 25
 CODES = {error.code: status for error, status in HTTP_STATUS.items()}
 CODES |= {"no_such_endpoint": 404, "http": 405}
 FILLS = itertools.count()
@@ -124,7 +126,8 @@ def flatmap_path_parameters(ctx, path_parameters):
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )
-def test_every_answer_is_one_that_is_described(case, store, session, filled):
+def test_every_answer_is_one_that_is_described(case, store, session, filled, count):
+    count.one()
     excluded = []
     if case.path.endswith(ONLY_WE_KNOW):
         excluded.append(schemathesis.checks.positive_data_acceptance)

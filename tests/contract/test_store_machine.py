@@ -1,16 +1,17 @@
 """The store against a model of it: any order of uploads, seals, losses, deletions and reads."""
 
-import os
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from support.frames import make_upload
+from support.fuzz import LONG, count
 from support.route_store import decode_routes, results, running_store
 
-EXAMPLES = 300 if os.environ.get("ROUTEREPLAY_FAULTS") == "all" else 25
+FUZZED = "stories of 12 steps of the store against a model of it, by a state machine of hypothesis"
+__all__ = ["count"]  # a fixture
+EXAMPLES = 300 if LONG else 25
 CHUNKS = 3
 REQUESTS = st.integers(0, 1)
 # The second has the content of the first, as another recorder sends it; the third has not.
@@ -28,11 +29,13 @@ class Machine(RuleBasedStateMachine):
     """One request's state is (state, upload that brought it about), or nothing."""
 
     store = None
+    count = None
     runs = 0
 
     def __init__(self):
         super().__init__()
         Machine.runs += 1
+        Machine.count.one()
         self.entries = {}
         self.staged = {}
         self.read_back = None
@@ -123,8 +126,8 @@ class Machine(RuleBasedStateMachine):
             self.read(request)
 
 
-def test_any_order_leads_where_the_model_says(store):
-    Machine.store = store
+def test_any_order_leads_where_the_model_says(store, count):
+    Machine.store, Machine.count = store, count
     run_state_machine_as_test(
         Machine,
         settings=settings(

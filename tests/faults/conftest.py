@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 from faults import needs
-from faults.verdict import Verdict
+from faults.verdict import LONGEST_RATIO, Verdict, p99_ms
 from support.route_store import running_store
 from support.toxic_proxy import ToxicProxy, Toxics
 
@@ -48,6 +48,9 @@ def verdict(request):
     if outcome == "passed" and (found.lost or found.wrong):
         outcome = "failed"
     found.write(outcome, reason)
+    if found.with_recorder:
+        ours, theirs = p99_ms(found.with_recorder), p99_ms(found.without_recorder)
+        assert ours <= LONGEST_RATIO * theirs, f"p99 of a step {ours} ms, without {theirs} ms"
     assert found.lost == 0, f"{found.lost} of {found.acked} acknowledged records are lost"
     assert found.wrong == 0, f"{found.wrong} reads returned other bytes than were stored"
 

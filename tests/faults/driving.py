@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from routereplay.wire.records import FetchRequest, RequestKey
 ROOT = Path(__file__).parents[2]
 LOAD = "40 requests/s, 3.5 MB/s"
 RATE = 40.0
+DRAINED = "drained"
+TWINS = os.environ.get("ROUTEREPLAY_FAULTS") == "all"
+"""Whether each loop has a twin without a recorder beside it, to compare its steps with."""
 
 
 class EngineLoop:
@@ -38,14 +42,22 @@ class EngineLoop:
         environment |= {f"ROUTEREPLAY_{k.upper()}": str(v) for k, v in settings.items()}
         environment["PYTHONPATH"] = f"{ROOT / '.editable'}:{ROOT / 'tests'}"
         command = [*within, sys.executable, "-m", "faults.engine_loop"]
-        self.process = subprocess.Popen(
-            [*command, str(folder), folder.name, str(rate)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            text=True,
-        )
+
+        def start(where: Path, **more: str) -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                [*command, str(where), folder.name, str(rate)],
+                env=environment | more,
+                stdin=subprocess.PIPE,
+                stdout=self._log,
+                stderr=self._log,
+                text=True,
+            )
+
+        self._twin: subprocess.Popen[str] | None = None
+        if TWINS:
+            (folder / "twin").mkdir()
+            self._twin = start(folder / "twin", ROUTEREPLAY_ENABLED="0", ROUTEREPLAY_SPOOL_DIR="")
+        self.process = start(folder)
         until(lambda: self._report() is not None or self._ended(), 60)
         self._files_at_start = self._report()["files"]
 
@@ -57,6 +69,9 @@ class EngineLoop:
             self.process.kill()
         self.process.wait()
         self.process.stdin.close()
+        if self._twin is not None:
+            self._twin.kill()
+            self._twin.communicate()
         self._log.close()
 
     def _ended(self) -> bool:
@@ -70,6 +85,13 @@ class EngineLoop:
     def tell(self, command: str) -> None:
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
+
+    def tell_both(self, command: str) -> None:
+        """Tell the loop and its twin."""
+        self.tell(command)
+        if self._twin is not None:
+            self._twin.stdin.write(command + "\n")
+            self._twin.stdin.flush()
 
     def _report(self) -> dict | None:
         try:
@@ -107,7 +129,8 @@ class EngineLoop:
 
     def drain(self, timeout_s: float = 90.0) -> dict:
         """Stop the load and wait until nothing waits and no descriptor is left behind."""
-        self.tell("rate 0")
+        self.tell_both(f"phase {DRAINED}")
+        self.tell_both("rate 0")
         report = self.until(lambda r: not r["live"] and not waiting_rows(r), timeout_s)
         # A connection, the spool's lock, and what is open just now.
         assert report["files"] <= self._files_at_start + 6, report["files"]
@@ -134,11 +157,31 @@ class EngineLoop:
     def steps(self) -> dict[str, list[float]]:
         """Microseconds of the steps of each phase."""
         found: dict[str, list[float]] = {}
-        for line in (self.folder / "steps").read_text().splitlines():
-            phase, _, micros = line.rpartition(" ")
-            if phase:
-                found.setdefault(phase, []).append(float(micros))
+        for phase, _, micros in read_steps(self.folder):
+            found.setdefault(phase, []).append(micros)
         return found
+
+    def paired_steps(self) -> tuple[list[float], list[float]] | None:
+        """Microseconds of the steps with the recorder and without, while both were under load.
+
+        None without a twin.
+        """
+        if self._twin is None:
+            return None
+        both = [
+            [(at, micros) for phase, at, micros in read_steps(folder) if phase != DRAINED]
+            for folder in (self.folder, self.folder / "twin")
+        ]
+        start, stop = max(one[0][0] for one in both), min(one[-1][0] for one in both)
+        ours, theirs = ([micros for at, micros in one if start < at <= stop] for one in both)
+        return ours, theirs
+
+
+def read_steps(folder: Path) -> Iterator[tuple[str, float, float]]:
+    """Phase, monotonic seconds and microseconds of each step."""
+    for line in (folder / "steps").read_text().splitlines():
+        phase, at, micros = line.split(" ")
+        yield phase, float(at), float(micros)
 
 
 def waiting_rows(report: dict) -> int:
@@ -192,6 +235,8 @@ def look_up(url: str, names: list[str]) -> Found:
 
 def judge(verdict, url: str, *loops: EngineLoop, dropped: bool = False) -> Found:
     """Fill in a verdict: what was acknowledged must be there, what ended must be explained."""
+    for loop in loops:
+        verdict.compare(loop.paired_steps())
     ended = {name for loop in loops for name in loop.names("ended")}
     acked = {name for loop in loops for name in loop.names("acked")}
     found = look_up(url, sorted(ended | acked))

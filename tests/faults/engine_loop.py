@@ -6,11 +6,13 @@ is written to files in a folder, so that it can be killed at any time:
 
     ended    names of requests that were sealed
     acked    names of records that the store acknowledged, as the recorder logged them
-    steps    a line for each step: phase and microseconds
+    steps    a line for each step: phase, monotonic seconds at its end, microseconds
     report   the last JSON report
 
 Commands come on standard input, a line each: `phase NAME`, `rate PER_SECOND`, `report`,
 `python CODE` and `end`.
+
+With `$ROUTEREPLAY_ENABLED=0` it is its own twin: the same load and no recorder.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class Loop:
     """The engine loop and the recorder it drives."""
 
     def __init__(self, folder: Path, prefix: str, rate: float) -> None:
+        self.records = os.environ.get("ROUTEREPLAY_ENABLED") != "0"
         self.folder = folder
         self.prefix = prefix
         self.rate = rate
@@ -81,7 +84,8 @@ class Loop:
         self.files = {
             name: (folder / name).open("a", buffering=1) for name in ("ended", "acked", "steps")
         }
-        threading.Thread(target=self._sample, daemon=True).start()
+        if self.records:
+            threading.Thread(target=self._sample, daemon=True).start()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def run(self) -> None:
@@ -91,7 +95,7 @@ class Loop:
             time.sleep(STEP_S)
             self.step()
             micros = (time.perf_counter() - start) * 1e6
-            self.files["steps"].write(f"{self.phase} {micros:.0f}\n")
+            self.files["steps"].write(f"{self.phase} {time.monotonic():.3f} {micros:.0f}\n")
             now = time.monotonic()
             self.due += self.rate * (now - began)
             began = now
@@ -124,12 +128,13 @@ class Loop:
                 )
             )
         before = len(self.states)
-        taken = self.recorder.take(outputs)
+        taken = self.recorder.take(outputs) if self.records else None
         for _, request_id, token, is_last in ends:
             self.states[request_id].detokenizer.output_token_ids.append(token)
             if is_last:
                 del self.states[request_id]
-        self.recorder.settle(taken, outputs, self.states, before)
+        if self.records:
+            self.recorder.settle(taken, outputs, self.states, before)
         for name, _, _, is_last in ends:
             if is_last:
                 self.files["ended"].write(name + "\n")
@@ -158,7 +163,8 @@ class Loop:
                 output_token_ids=tokens, num_output_tokens=lambda: len(tokens)
             ),
         )
-        self.recorder.request_added(request, state)
+        if self.records:
+            self.recorder.request_added(request, state)
         self.live.append((name, request.request_id))
 
     def obey(self, command: str) -> bool:

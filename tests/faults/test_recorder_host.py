@@ -132,6 +132,7 @@ def test_a12_a_killed_processs_spool_is_adopted(verdict, store, proxy, tmp_path)
         verdict.recovery_s = time.monotonic() - began
         report = heir.drain()
         judge(verdict, store.sidecar.url, heir)
+    verdict.compare(dead.paired_steps())
     acked = set(dead.names("acked"))
     found = look_up(store.sidecar.url, dead.names("ended"))
     verdict.acked += len(acked)
@@ -271,6 +272,8 @@ def test_a17_an_ordinary_end_is_bounded_and_a_hard_one_costs_the_queue(
         hard.until(lambda r: r["acked"]["rows"] > 2000)
         hard.tell("python os._exit(0)")
         hard.process.wait(10)
+    for one in (loop, hard):
+        verdict.compare(one.paired_steps())
     acked = set(loop.names("acked")) | set(hard.names("acked"))
     found = look_up(store.sidecar.url, sorted(acked | set(hard.names("ended"))))
     verdict.acked, verdict.lost = len(acked), len(acked - found.right)

@@ -1,14 +1,18 @@
 """C: the store is killed behind a commit, told to stop, frozen, starved; or comes first."""
 
 import contextlib
+import os
 import resource
 import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
+from faults import needs
+from faults.driving import EngineLoop, judge, rejoined
 from support.engines import Engine
 from support.frames import make_upload
 from support.load import Load
@@ -16,6 +20,9 @@ from support.rig import rig
 from support.route_store import results
 from support.store_processes import Sidecar, until
 from support.toxic_proxy import ToxicProxy, Toxics
+
+from routereplay.client import RouteStoreClient
+from routereplay.wire.errors import TransportError
 
 
 @pytest.mark.fault("C2", "killed between the commit and its answer", injected="proxy, SIGKILL")
@@ -41,6 +48,8 @@ def test_c02_an_answer_that_was_lost_is_a_replay(verdict, tmp_path):
 @pytest.mark.fault("C3", "told to stop during 100 uploads", injected="SIGTERM")
 def test_c03_a_stopping_store_ends_in_time_and_loses_nothing(verdict, tmp_path):
     with rig(tmp_path, graceful_shutdown_s=4) as found, contextlib.ExitStack() as stack:
+        spool = tmp_path / "spool"
+        loop = stack.enter_context(EngineLoop(tmp_path / "c3", found.url, spool_dir=spool))
         for number in range(100):
             body = make_upload(f"half-{number}", seed=number).body
             raw = stack.enter_context(socket.create_connection(("127.0.0.1", found.sidecar.port)))
@@ -51,18 +60,43 @@ def test_c03_a_stopping_store_ends_in_time_and_loses_nothing(verdict, tmp_path):
             told = time.monotonic()
             found.sidecar.signal(signal.SIGTERM)
             code = found.sidecar.wait(20)
-            seconds = time.monotonic() - told
+            ended = time.monotonic()
             found.sidecar.start()
             load.wait_for(5)
-        verdict.recovery_s = load.first_success_after(told) - seconds
-        verdict.note = f"ended after {seconds:.1f} s with status {code}"
-        assert seconds < 8
+        verdict.recovery_s = load.first_success_after(ended)
+        verdict.note = f"ended after {ended - told:.1f} s with status {code}"
+        assert ended - told < 8
         assert code == 0
         assert found.get("/v1/requests/half-0/routes").status_code == 404
+        assert loop.drain()["dropped"] == {}
+        judge(verdict, found.url, loop)
         load.judge(verdict)
 
 
-@pytest.mark.fault("C4", "the store freezes for 6 s", injected="SIGSTOP", short=True)
+@pytest.mark.fault("C4", "the store freezes for 20 s", injected="SIGSTOP")
+def test_c04_a_store_that_froze_for_long_is_asked_again(verdict, tmp_path):
+    spool = tmp_path / "spool"
+    settings = {"spool_dir": spool, "request_timeout_s": 3}
+    with rig(tmp_path) as found, EngineLoop(tmp_path / "c4", found.url, **settings) as loop:
+        loop.until(lambda r: r["acked"]["rows"] > 0)
+        found.sidecar.signal(signal.SIGSTOP)
+        frozen = time.monotonic()
+        with (
+            RouteStoreClient(found.url, timeout_s=2, attempts=2) as client,
+            pytest.raises(TransportError),
+        ):
+            client.fetch_request("any")
+        waited = time.monotonic() - frozen
+        loop.until(lambda r: r["store_away"] and r["spooled"]["rows"] > 2000)
+        time.sleep(max(20 - (time.monotonic() - frozen), 0))
+        verdict.recovery_s = rejoined(loop, lambda: found.sidecar.signal(signal.SIGCONT))
+        assert loop.drain()["dropped"] == {}
+        judge(verdict, found.url, loop)
+    verdict.note = f"a reader with two attempts of 2 s gave up after {waited:.1f} s"
+    assert waited < 8
+
+
+@pytest.mark.fault("C4", "the store freezes for 6 s in a body", injected="SIGSTOP", short=True)
 def test_c04_a_frozen_store_goes_on_where_it_was(verdict, tmp_path):
     with rig(tmp_path, stall_timeout_s=3) as found:
         upload = make_upload("interrupted")
@@ -124,6 +158,30 @@ def test_c06_bodies_are_refused_before_they_fill_the_memory(verdict, tmp_path):
         load.judge(verdict)
 
 
+@pytest.mark.fault("C6", "killed for its memory", injected="a memory cgroup of 256 MB")
+def test_c06_a_store_that_was_killed_for_its_memory_comes_back_whole(verdict, tmp_path):
+    with memory_group(256) as join, rig(tmp_path, max_inflight_bytes=2**30) as found:
+        with Load(found.url) as load:
+            load.wait_for(10)
+            join(found.sidecar.pid)
+            length = 60 * 2**20
+            head = f"POST /v1/ingest HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+            address = ("127.0.0.1", found.sidecar.port)
+            with contextlib.ExitStack() as stack:
+                bodies = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
+                for raw in bodies:
+                    with contextlib.suppress(ConnectionError):
+                        raw.sendall(head.encode() + bytes(length - 1))
+                code = found.sidecar.wait(30)
+            began = time.monotonic()
+            found.sidecar.start()
+            load.wait_for(5)
+        verdict.recovery_s = load.first_success_after(began)
+        verdict.note = f"ended with {code}; bodies of 480 MB were let in on purpose"
+        assert code == -signal.SIGKILL
+        load.judge(verdict)
+
+
 @pytest.mark.fault("C7", "no file descriptors are left", injected="RLIMIT_NOFILE", short=True)
 def test_c07_a_store_without_descriptors_recovers(verdict, tmp_path):
     with rig(tmp_path) as found:
@@ -165,6 +223,28 @@ def test_c09_a_store_waits_for_its_engine(verdict, tmp_path):
     finally:
         sidecar.stop()
         engine.kill()
+
+
+@contextlib.contextmanager
+def memory_group(megabytes):
+    """`join(pid)`: a process may have so much memory from then on; cgroup v1 or v2."""
+    needs.root()
+    root = Path("/sys/fs/cgroup")
+    v1 = root / "memory"
+    group = (v1 if v1.is_dir() else root) / f"routereplay-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
+    try:
+        group.mkdir()
+        limit.write_text(str(megabytes * 2**20))
+    except OSError as error:
+        pytest.skip(f"cannot limit memory: {error}")
+
+    def join(pid):
+        (group / "cgroup.procs").write_text(str(pid))
+
+    yield join
+    until(lambda: not (group / "cgroup.procs").read_text(), 10)
+    group.rmdir()
 
 
 def _rss(pid):

@@ -1,6 +1,5 @@
 """Frames whose prefix and checksum are right and whose header is anything at all."""
 
-import os
 import resource
 import struct
 import zlib
@@ -8,13 +7,16 @@ import zlib
 import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fuzz import LONG, count
 
 from routereplay.sidecar.checks import fault
 from routereplay.wire import Chunk, Drop, Routes, Seal
 from routereplay.wire.errors import RouteReplayError, WireError
 from routereplay.wire.frame import iter_frames
 
-EXAMPLES = 20_000 if os.environ.get("ROUTEREPLAY_FAULTS") == "all" else 300
+FUZZED = "frames whose headers are anything at all, by hypothesis"
+EXAMPLES = 20_000 if LONG else 300
+__all__ = ["count"]  # a fixture
 NAMES = sorted({name for kind in (Chunk, Drop, Routes, Seal) for name in kind.__struct_fields__})
 SCALARS = st.one_of(
     *(st.none(), st.booleans(), st.floats(), st.binary(max_size=20), st.text(max_size=20)),
@@ -44,8 +46,13 @@ def frame(header, payload, claimed):
 
 
 @settings(max_examples=EXAMPLES)
-@given(HEADERS, st.binary(max_size=100), st.one_of(st.none(), st.integers(0, 2**64 - 1)))
-def test_a_header_is_one_of_ours_or_refused(header, payload, claimed):
+@given(
+    header=HEADERS,
+    payload=st.binary(max_size=100),
+    claimed=st.one_of(st.none(), st.integers(0, 2**64 - 1)),
+)
+def test_a_header_is_one_of_ours_or_refused(count, header, payload, claimed):
+    count.one()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     body = frame(header, payload, len(payload) if claimed is None else claimed)
     try:

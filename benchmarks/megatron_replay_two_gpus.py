@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from megatron_model import Batch, Size, build, model_parallel, pack, row_ids
 
 from routereplay.parity.megatron_cpu import megatron_on_cpu
-from routereplay.parity.sharding import SequenceParallelNorm
+from routereplay.parity.norms import SequenceParallelNorm
 from routereplay.patches.megatron import enable_router_replay
 
 SIZE = Size(4, 128, 8, 16, 4, 64, 256, 2, 64)

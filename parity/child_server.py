@@ -15,8 +15,10 @@ from typing import Self
 
 import httpx
 
+from routereplay.parity.errors import EngineFailed
 
-class ServerFailed(RuntimeError):
+
+class ServerFailed(EngineFailed):
     """The server ended, or was not ready in time; the message ends with its last lines."""
 
 

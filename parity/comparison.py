@@ -33,9 +33,9 @@ class Mismatch:
     """KL(Megatron || vLLM) in nats; the gates look at this one."""
     top20_kl_reverse: float
     """KL(vLLM || Megatron) in nats."""
-    rows_differ: float
-    """Share of recorded rows with a layer whose expert set differs."""
-    choices_differ: float
+    rows_differ: float | None
+    """Share of recorded rows with a layer whose expert set differs; None without routes."""
+    choices_differ: float | None
     """Share of single expert choices that differ, over rows and MoE layers."""
     layers_differ: tuple[float, ...]
     """Of each MoE layer, the share of recorded rows whose expert set differs."""
@@ -54,6 +54,11 @@ LINES = (
 """Of each line of the table: the field, its words, its format."""
 
 
+def in_words(value: float | None, form: str) -> str:
+    """Return a figure of the table as text; None is one that a dense model does not have."""
+    return "no routes" if value is None else form.format(value)
+
+
 def compare(
     scores: PackedScores,
     sampled: SampledTokens,
@@ -66,7 +71,8 @@ def compare(
     Args:
         scores: Megatron's, of the whole packed row.
         sampled: the engine's, of the sampled tokens.
-        executed, recorded: `[T, L, K]` experts of Megatron's routers and of the engine.
+        executed, recorded: `[T, L, K]` experts of Megatron's routers and of the engine;
+            L is 0 for a dense model.
         recorded_rows: `[T]` bool, rows that have a recorded route.
 
     Raises:
@@ -80,9 +86,11 @@ def compare(
     rows = np.array([index[int(position)] for position in sampled.positions])
     top = TopLogprobs(scores.top.ids[rows], scores.top.logprobs[rows])
     moe_layers = recorded[recorded_rows].any(axis=(0, 2))
-    routes = route_mismatch(
-        executed[recorded_rows][:, moe_layers], recorded[recorded_rows][:, moe_layers]
-    )
+    routes = None
+    if moe_layers.any():
+        routes = route_mismatch(
+            executed[recorded_rows][:, moe_layers], recorded[recorded_rows][:, moe_layers]
+        )
     return Mismatch(
         mean_abs_pct=mean_abs_pct(scores.logprobs[rows], sampled.logprobs),
         mae=mean_abs_error(scores.logprobs[rows], sampled.logprobs),
@@ -90,9 +98,9 @@ def compare(
         top20_overlap=top_overlap(top, sampled.top),
         top20_kl=top_kl(top, sampled.top),
         top20_kl_reverse=top_kl(sampled.top, top),
-        rows_differ=routes.rows,
-        choices_differ=routes.choices,
-        layers_differ=tuple(float(share) for share in routes.per_layer),
+        rows_differ=routes.rows if routes else None,
+        choices_differ=routes.choices if routes else None,
+        layers_differ=tuple(float(share) for share in routes.per_layer) if routes else (),
     )
 
 
@@ -121,12 +129,12 @@ def render(columns: Mapping[str, Mismatch]) -> str:
     wide = [max(16, len(name) + 2) for name in columns]
     lines = [" " * width + _cells(list(columns), wide)]
     for name, text, form in LINES:
-        values = [form.format(getattr(column, name)) for column in columns.values()]
+        values = [in_words(getattr(column, name), form) for column in columns.values()]
         lines.append(f"{text:<{width}}" + _cells(values, wide))
-    lines.append("expert sets that differ, by MoE layer")
-    for layer, shares in enumerate(
-        zip(*(column.layers_differ for column in columns.values()), strict=True), start=1
-    ):
+    by_layer = list(zip(*(column.layers_differ for column in columns.values()), strict=True))
+    if by_layer:
+        lines.append("expert sets that differ, by MoE layer")
+    for layer, shares in enumerate(by_layer, start=1):
         values = [f"{share:.2%}" for share in shares]
         lines.append(f"{layer:>{width}}" + _cells(values, wide))
     return "\n".join(lines)

@@ -6,120 +6,34 @@ other and the samplings one after the other, so that a figure for one sampling i
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from routereplay.client import ModelShape, RouteStoreClient, Trajectory, stitch
+from routereplay.client import Trajectory, stitch
+from routereplay.parity.column_names import (
+    DENSE_SCORES,
+    ENGINE_AGAIN,
+    MEGATRON_AGAIN,
+    REPLAY_OFF,
+    REPLAY_ON,
+)
 from routereplay.parity.comparison import Mismatch, compare_scored
+from routereplay.parity.hf_config import DecoderShape
 from routereplay.parity.megatron_job import Job, Pass, run_job
 from routereplay.parity.packed_rows import PackedRow, pack_rows
-from routereplay.parity.rollout import Engine, Rollout
-from routereplay.parity.sampled import SampledTokens
+from routereplay.parity.sampling import Sampling
 from routereplay.parity.scored import Scored
 from routereplay.parity.topology import Topology
-
-RESCORED = ".rescored"
-ENGINE_AGAIN = "vLLM again"
-MEGATRON_AGAIN = "Megatron again"
-REPLAY_OFF = "replay off"
-REPLAY_ON = "replay on"
-
-
-@dataclass(frozen=True, eq=False)
-class Sampling:
-    """One playing of all prompts, and the same tokens read again by the same engine."""
-
-    seed: int
-    rollouts: list[Rollout]
-    rescored: list[SampledTokens]
-    trajectories: list[Trajectory]
-    trajectories_rescored: list[Trajectory]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all its trajectories."""
-        return sum(len(rollout.token_ids) for rollout in self.rollouts)
-
-
-def sample(
-    engine: Engine,
-    store: RouteStoreClient,
-    prompts: Sequence[Sequence[Sequence[int]]],
-    *,
-    seed: int,
-    max_tokens: int,
-    ignore_eos: bool = False,
-    name: str = "parity",
-    progress: bool = False,
-) -> Sampling:
-    """Play the prompts, let the engine read what came out, and fetch the routes of both.
-
-    Raises:
-        EngineFailed: the engine answered with an error.
-        RouteReplayError: routes are missing or cannot be fetched.
-    """
-    rollouts = engine.play(
-        prompts,
-        name=f"{name}-{seed}",
-        max_tokens=max_tokens,
-        seed=seed * 1_000_003,
-        ignore_eos=ignore_eos,
-    )
-    rescored = engine.rescore(rollouts, suffix=RESCORED)
-    _wait_until_sealed(engine, store)
-    ids = [rollout.trajectory_id for rollout in rollouts]
-    return Sampling(
-        seed,
-        rollouts,
-        rescored,
-        store.fetch_trajectories(ids, wait_s=60, progress=progress),
-        store.fetch_trajectories([i + RESCORED for i in ids], wait_s=60, progress=progress),
-    )
-
-
-def sample_stored(
-    engine: Engine, store: RouteStoreClient, trajectory_ids: Sequence[str]
-) -> Sampling:
-    """Take trajectories that are stored already; the engine says of them what it can now.
-
-    A store keeps routes and tokens, no log-probs: those to compare with are the engine's
-    of a first reading, and its noise floor is a second one.
-
-    Raises:
-        MisalignedRoutes: a trajectory holds several token sequences.
-        EngineFailed, RouteReplayError: as `sample`.
-    """
-    trajectories = store.fetch_trajectories(trajectory_ids, wait_s=60)
-    found = [stitch(one) for one in trajectories]
-    unsaid = [
-        Rollout(
-            one.trajectory_id,
-            one.token_ids,
-            SampledTokens.nothing(np.flatnonzero(one.sampled)),
-        )
-        for one in found
-    ]
-    first = engine.rescore(unsaid, suffix=f"{RESCORED}.{secrets.token_hex(4)}")
-    suffix = f"{RESCORED}.{secrets.token_hex(4)}"
-    second = engine.rescore(unsaid, suffix=suffix)
-    _wait_until_sealed(engine, store)
-    rollouts = [
-        Rollout(one.trajectory_id, one.token_ids, said)
-        for one, said in zip(unsaid, first, strict=True)
-    ]
-    ids = [rollout.trajectory_id + suffix for rollout in rollouts]
-    return Sampling(0, rollouts, second, trajectories, store.fetch_trajectories(ids, wait_s=60))
 
 
 class Measured:
     """What all engines said of the same tokens; Megatron speaks once `score` was called."""
 
-    def __init__(self, samplings: Sequence[Sampling], model: ModelShape) -> None:
+    def __init__(self, samplings: Sequence[Sampling], shape: DecoderShape) -> None:
         self.samplings = list(samplings)
-        self._model = model
+        self._model = shape.routes
+        self._together = not any(shape.linear_layers)
         self._trajectories = [one for sampling in samplings for one in sampling.trajectories]
         again = [one for sampling in samplings for one in sampling.trajectories_rescored]
         rollouts = [rollout for sampling in samplings for rollout in sampling.rollouts]
@@ -128,11 +42,11 @@ class Measured:
         self.bounds = np.cumsum([0, *(sampling.num_tokens for sampling in samplings)])
         """`[samplings + 1]`: where each sampling's tokens begin."""
         self.sampled = Scored.of_engine(
-            [rollout.sampled for rollout in rollouts], _routes(self._trajectories, self._tokens)
+            [rollout.sampled for rollout in rollouts], self._routes(self._trajectories)
         )
         """The engine, while it sampled: what everything else is compared with."""
         rescored = [one for sampling in samplings for one in sampling.rescored]
-        self.passes = {ENGINE_AGAIN: Scored.of_engine(rescored, _routes(again, self._tokens))}
+        self.passes = {ENGINE_AGAIN: Scored.of_engine(rescored, self._routes(again))}
         """By the names of the table's columns; a later topology's have its name behind them."""
         self._covered = {ENGINE_AGAIN: len(self.samplings)}
         self.stages: dict[str, dict[str, float]] = {}
@@ -174,14 +88,13 @@ class Measured:
             canary_every=1,
             timeout_s=timeout_s,
             passes=[
-                Pass(REPLAY_OFF, False, list(range(len(rows)))),
-                Pass(REPLAY_ON, True, list(range(len(rows)))),
+                *(Pass(name, name == REPLAY_ON, list(range(len(rows)))) for name in self._main),
                 Pass(MEGATRON_AGAIN, False, list(range(len(rows), len(rows) + len(others)))),
             ],
         )
         found, stages = run_job(job, [*rows, *others], int(self.bounds[-1]))
         self.stages[str(topology)] = stages
-        behind = f" {topology}" if REPLAY_OFF in self.passes else ""
+        behind = f" {topology}" if self._main[0] in self.passes else ""
         self.passes |= {name + behind: scored for name, scored in found.items()}
         self._covered |= dict.fromkeys((name + behind for name in found), covered)
 
@@ -202,25 +115,26 @@ class Measured:
             *(self._trajectories[:count], self._tokens[:count], self._trained[:count]),
             *(self._model, row_tokens),
             backwards=backwards,
+            together=self._together,
         )
+
+    @property
+    def _main(self) -> tuple[str, ...]:
+        """The passes over the first packing; the first of them is live."""
+        return (DENSE_SCORES,) if self._model is None else (REPLAY_OFF, REPLAY_ON)
+
+    def _routes(self, trajectories: Sequence[Trajectory]) -> list[tuple[np.ndarray, np.ndarray]]:
+        if self._model is None:
+            counts = [len(tokens) for tokens in self._tokens]
+            return [(np.zeros((count, 0, 0), np.int64), np.zeros(count, bool)) for count in counts]
+        stitched = [stitch(one, row) for one, row in zip(trajectories, self._tokens, strict=True)]
+        return [(routes.experts, ~routes.missing) for routes in stitched]
 
     def _target(self, name: str) -> Scored:
         if not name.startswith(MEGATRON_AGAIN):
             return self.sampled
-        live = self.passes[REPLAY_OFF + name.removeprefix(MEGATRON_AGAIN)]
+        live = self.passes[self._main[0] + name.removeprefix(MEGATRON_AGAIN)]
         return _only(live, self.sampled)
-
-
-def _wait_until_sealed(engine: Engine, store: RouteStoreClient) -> None:
-    """Wait for every request: a trajectory does not know of a turn that is still on its way."""
-    store.fetch_requests(engine.take_request_ids(), layers=range(1), wait_s=60)
-
-
-def _routes(
-    trajectories: Sequence[Trajectory], tokens: Sequence[np.ndarray]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    stitched = [stitch(one, row) for one, row in zip(trajectories, tokens, strict=True)]
-    return [(routes.experts, ~routes.missing) for routes in stitched]
 
 
 def _only(scored: Scored, where: Scored) -> Scored:

@@ -84,32 +84,36 @@ def load_rows(folder: Path) -> list[PackedRow]:
     """Read the rows that `run_job` wrote."""
     with np.load(folder / "rows.npz", allow_pickle=False) as file:
         count, num_experts = (int(value) for value in file["count"])
-        return [
-            PackedRow(
-                file[f"tokens_{i}"],
-                file[f"bounds_{i}"],
-                file[f"flat_{i}"],
-                PackedRoutes(
+        rows = []
+        for i in range(count):
+            routes = None
+            if num_experts:
+                routes = PackedRoutes(
                     file[f"experts_{i}"], file[f"live_{i}"], file[f"padding_{i}"], num_experts
-                ),
+                )
+            rows.append(
+                PackedRow(file[f"tokens_{i}"], file[f"bounds_{i}"], file[f"flat_{i}"], routes)
             )
-            for i in range(count)
-        ]
+        return rows
 
 
 def _save_rows(rows: Sequence[PackedRow], folder: Path) -> None:
+    routed = rows[0].routes
     arrays: dict[str, np.ndarray] = {
-        "count": np.array([len(rows), rows[0].routes.num_experts]),
+        "count": np.array([len(rows), routed.num_experts if routed else 0]),
     }
     for i, row in enumerate(rows):
         arrays[f"tokens_{i}"], arrays[f"bounds_{i}"] = row.token_ids, row.cu_seqlens
-        arrays[f"flat_{i}"], arrays[f"experts_{i}"] = row.flat, row.routes.experts
-        arrays[f"live_{i}"], arrays[f"padding_{i}"] = row.routes.live, row.routes.padding
+        arrays[f"flat_{i}"] = row.flat
+        if row.routes is not None:
+            arrays[f"experts_{i}"], arrays[f"live_{i}"] = row.routes.experts, row.routes.live
+            arrays[f"padding_{i}"] = row.routes.padding
     np.savez(folder / "rows.npz", **arrays)  # type: ignore[arg-type]
 
 
 def _merge(one: Pass, job: Job, folder: Path, tokens: int, rows: Sequence[PackedRow]) -> Scored:
-    _, layers, topk = rows[0].routes.experts.shape
+    routed = rows[0].routes
+    layers, topk = routed.experts.shape[1:] if routed else (0, 0)
     scored = Scored.empty(tokens, layers, topk)
     for rank in range(job.topology.world_size):
         with np.load(folder / f"{one.name}-{rank}.npz", allow_pickle=False) as file:
@@ -118,6 +122,8 @@ def _merge(one: Pass, job: Job, folder: Path, tokens: int, rows: Sequence[Packed
                 scored.logprobs[where] = file["logprob"]
                 scored.top.ids[where] = file["top_id"]
                 scored.top.logprobs[where] = file["top_logprob"]
+            if routed is None:
+                continue
             found = file["row"]
             scored.experts[np.ix_(found, file["layers"])] = file["experts"]
             scored.routed[found] = True

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from routereplay.parity.executed import executed_experts
-from routereplay.parity.hf_config import read_qwen3_moe_config
-from routereplay.parity.hf_to_megatron import load_qwen3_moe
+from routereplay.parity.hf_config import read_hf_config
+from routereplay.parity.hf_to_megatron import load_hf_checkpoint
 from routereplay.parity.megatron_cpu import megatron_on_cpu
 from routereplay.parity.megatron_job import Job, Pass, load_rows
 from routereplay.parity.packed_rows import PackedRow
@@ -34,7 +34,7 @@ def main(folder: Path, rank: int, stages: Stages) -> None:
     job = Job.load(folder)
     with _groups(job, folder, rank) as device:
         stages.reach("groups open")
-        model = load_qwen3_moe(
+        model = load_hf_checkpoint(
             job.checkpoint,
             dtype=getattr(torch, job.dtype),
             **job.sizes(),
@@ -43,7 +43,8 @@ def main(folder: Path, rank: int, stages: Stages) -> None:
         ).to(device)
         stages.reach("weights loaded")
         rows = load_rows(folder)
-        replay = enable_router_replay(model, canary_every=job.canary_every)
+        routed = rows[0].routes is not None
+        replay = enable_router_replay(model, canary_every=job.canary_every) if routed else None
         scorer = _Scorer(job, model, replay, device)
         for one in job.passes:
             np.savez(folder / f"{one.name}-{rank}.npz", **scorer.run(one, rows))  # type: ignore[arg-type]
@@ -55,11 +56,13 @@ def main(folder: Path, rank: int, stages: Stages) -> None:
 class _Scorer:
     """Runs Megatron-Core's own schedule, forward only, over the rows of this rank."""
 
-    def __init__(self, job: Job, model: Any, replay: RouterReplay, device: torch.device) -> None:
+    def __init__(
+        self, job: Job, model: Any, replay: RouterReplay | None, device: torch.device
+    ) -> None:
         from megatron.core import parallel_state
 
         self._model, self._replay, self._device = model, replay, device
-        self._shape = read_qwen3_moe_config(Path(job.checkpoint))
+        self._shape = read_hf_config(Path(job.checkpoint))
         self._rank = parallel_state.get_data_parallel_rank()
         self._size = parallel_state.get_data_parallel_world_size()
         tensor_size = parallel_state.get_tensor_model_parallel_world_size()
@@ -81,7 +84,7 @@ class _Scorer:
 
         def forward_step(_iterator: Any, chunk: Any) -> Any:
             row = rows[next(pending)]
-            if one.replay:
+            if one.replay and self._replay and row.routes:
                 self._replay.begin_microbatch(row.routes, torch.arange(row.routes.num_tokens)[None])
             tokens = torch.from_numpy(row.token_ids).to(self._device)[None]
             position_ids, mask, positions = packed_inputs(tokens, torch.from_numpy(row.cu_seqlens))
@@ -93,20 +96,29 @@ class _Scorer:
 
             return chunk(tokens, position_ids, mask), loss_func
 
-        mode = self._replay.step() if one.replay else self._replay.bypass()
-        layers, topk = self._shape.num_layers, self._shape.topk
-        with torch.no_grad(), mode, executed_experts(self._model, layers, topk) as executed:
+        with torch.no_grad(), self._routing(one.replay) as executed:
             get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=None,
                 model=self._model,
                 num_microbatches=len(mine),
-                seq_length=rows[mine[0]].routes.num_tokens,
+                seq_length=len(rows[mine[0]].token_ids),
                 micro_batch_size=1,
                 forward_only=True,
             )
         chosen = [rows[index] for index in mine]
         return self._scores(chosen, scored) | self._experts(chosen, executed)
+
+    @contextlib.contextmanager
+    def _routing(self, replay: bool) -> Iterator[list[np.ndarray]]:
+        """Yield a list that fills with the experts of each forward; a dense model has none."""
+        if self._replay is None:
+            yield []
+            return
+        layers, topk = self._shape.num_layers, self._shape.topk
+        mode = self._replay.step() if replay else self._replay.bypass()
+        with mode, executed_experts(self._model, layers, topk) as executed:
+            yield executed
 
     def _scores(self, rows: list[PackedRow], scored: list[PackedScores]) -> dict[str, np.ndarray]:
         if not scored:
@@ -122,6 +134,8 @@ class _Scorer:
         }
 
     def _experts(self, rows: list[PackedRow], executed: list[np.ndarray]) -> dict[str, np.ndarray]:
+        if self._replay is None:
+            return {}
         flat = np.concatenate([self._own_rows(row.flat) for row in rows])
         experts = np.concatenate(executed)
         real = flat >= 0

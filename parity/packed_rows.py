@@ -23,11 +23,15 @@ class PackedRow:
     """`[B + 1]` int64, where the sequences lie; padding belongs to the last."""
     flat: np.ndarray
     """`[T]` int64: which of the N tokens each is, -1 for padding."""
-    routes: PackedRoutes
+    routes: PackedRoutes | None
+    """None for a model that routes nothing."""
 
 
-def lay_out(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+def lay_out(lengths: Sequence[int], row_tokens: int, *, together: bool = True) -> list[list[int]]:
     """Return which sequences share a row of `row_tokens`, in order; one at least in each.
+
+    Args:
+        together: several in a row; else each has a row of its own.
 
     Raises:
         ValueError: a sequence is longer than a row.
@@ -38,7 +42,7 @@ def lay_out(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     rows: list[list[int]] = [[]]
     left = row_tokens
     for index, length in enumerate(lengths):
-        if length > left:
+        if length > left or (rows[-1] and not together):
             rows.append([])
             left = row_tokens
         rows[-1].append(index)
@@ -50,17 +54,22 @@ def pack_rows(
     trajectories: Sequence[Trajectory],
     token_ids: Sequence[np.ndarray],
     trained: Sequence[np.ndarray],
-    model: ModelShape,
+    model: ModelShape | None,
     row_tokens: int,
     *,
     backwards: bool = False,
+    together: bool = True,
 ) -> list[PackedRow]:
     """Pack trajectories with their routes into rows of `row_tokens`.
 
     Args:
+        trajectories: the routes; not looked at without a `model`.
         token_ids: for each its `[tokens]`.
         trained: for each the positions that were sampled; each must have been recorded so.
+        model: the shape of its routes; None if it routes nothing.
         backwards: the last trajectory first, so that each has other neighbours.
+        together: several trajectories in a row. A layer that carries a state from token to
+            token would carry it from one to the next.
 
     Raises:
         MisalignedRoutes, MissingRoutes, InvalidRoutes: the routes do not fit the tokens.
@@ -68,7 +77,7 @@ def pack_rows(
     lengths = [len(tokens) for tokens in token_ids]
     starts = np.cumsum([0, *lengths])
     order = list(range(len(lengths)))[:: -1 if backwards else 1]
-    layout = lay_out([lengths[index] for index in order], row_tokens)
+    layout = lay_out([lengths[index] for index in order], row_tokens, together=together)
     rows = []
     for places in layout:
         members = [order[place] for place in places]
@@ -82,13 +91,15 @@ def pack_rows(
             row[span] = token_ids[index]
             flat[span] = np.arange(starts[index], starts[index + 1])
             mask[start + trained[index]] = True
-        routes = pack_thd(
-            [trajectories[index] for index in members],
-            row,
-            cu_seqlens=bounds,
-            cu_seqlens_padded=padded,
-            model=model,
-            loss_mask=mask,
-        )
+        routes = None
+        if model is not None:
+            routes = pack_thd(
+                [trajectories[index] for index in members],
+                row,
+                cu_seqlens=bounds,
+                cu_seqlens_padded=padded,
+                model=model,
+                loss_mask=mask,
+            )
         rows.append(PackedRow(row, padded, flat, routes))
     return rows

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from routereplay.parity.comparison import Mismatch, render
-from routereplay.parity.measurement import (
+from routereplay.parity.column_names import (
+    DENSE_SCORES,
     ENGINE_AGAIN,
     MEGATRON_AGAIN,
     REPLAY_OFF,
     REPLAY_ON,
-    Measured,
+    kind_of,
 )
+from routereplay.parity.comparison import Mismatch, render
+from routereplay.parity.measurement import Measured
 
 _BINS = 16
 _POINTS = 1500
@@ -38,6 +40,7 @@ def facts_of(measured: Measured) -> tuple[dict[str, Any], str]:
             {"seed": one.seed, "columns": {name: asdict(c) for name, c in found.items()}}
             for one, found in zip(measured.samplings, each, strict=True)
         ],
+        "notes": _notes(columns),
         "ratios": ratios(columns),
         "ratios_by_sampling": [ratios(found) for found in each],
         "by_position": _by_position(measured),
@@ -47,7 +50,12 @@ def facts_of(measured: Measured) -> tuple[dict[str, Any], str]:
 
 
 def ratios(columns: dict[str, Mismatch]) -> dict[str, float]:
-    """Return how much smaller replay makes the mismatch, and how it stands to the engine's own."""
+    """Return how much smaller replay makes the mismatch, and how it stands to the engine's own.
+
+    Nothing of a dense model, which has no replay.
+    """
+    if REPLAY_ON not in columns:
+        return {}
     off, on, again = columns[REPLAY_OFF], columns[REPLAY_ON], columns[ENGINE_AGAIN]
     return {
         "kl_off_over_on": _ratio(off.top20_kl, on.top20_kl),
@@ -55,6 +63,19 @@ def ratios(columns: dict[str, Mismatch]) -> dict[str, float]:
         "mean_abs_pct_off_over_on": _ratio(off.mean_abs_pct, on.mean_abs_pct),
         "mean_abs_pct_on_over_engine_again": _ratio(on.mean_abs_pct, again.mean_abs_pct),
     }
+
+
+def _notes(columns: dict[str, Mismatch]) -> list[str]:
+    """Return what a reader must know to read the columns."""
+    notes = []
+    again = columns[ENGINE_AGAIN]
+    if again.mae == 0 and again.top20_kl == 0:
+        notes.append(
+            "vLLM again is 0: reading the same tokens anew, past its prefix cache, gave the same "
+            "bits as sampling them. No other engine can be at such a floor; Megatron again is "
+            "the one to hold replay against."
+        )
+    return notes
 
 
 def _ratio(left: float, right: float) -> float:
@@ -71,7 +92,7 @@ def _by_position(measured: Measured) -> dict[str, Any]:
     bins = np.digitize(positions, edges[1:-1])
     found: dict[str, Any] = {"edges": [float(edge) for edge in edges]}
     for name, scored in measured.passes.items():
-        if name.startswith(MEGATRON_AGAIN) or np.isnan(scored.logprobs[where]).any():
+        if kind_of(name) == MEGATRON_AGAIN or np.isnan(scored.logprobs[where]).any():
             continue
         apart = np.abs(scored.logprobs[where] - measured.sampled.logprobs[where])
         found[name] = [
@@ -91,5 +112,6 @@ def _points(measured: Measured) -> dict[str, list[list[float]]]:
                 measured.sampled.logprobs[where], measured.passes[name].logprobs[where], strict=True
             )
         ]
-        for name in (REPLAY_OFF, REPLAY_ON)
+        for name in (DENSE_SCORES, REPLAY_OFF, REPLAY_ON)
+        if name in measured.passes
     }

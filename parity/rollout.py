@@ -6,6 +6,7 @@ sampled, as tokens, so that every turn extends the one before.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -80,8 +81,10 @@ class Engine:
     def rescore(self, rollouts: Sequence[Rollout], *, suffix: str) -> list[SampledTokens]:
         """Let the engine read each trajectory as a prompt: what it says of the same tokens now.
 
-        Each is recorded as a trajectory of its own, `<trajectory_id><suffix>`.
+        Each is recorded as a trajectory of its own, `<trajectory_id><suffix>`, and nothing of
+        it comes out of a prefix cache: a salt of its own keeps what was computed before away.
         """
+        salt = secrets.token_hex(8)
 
         def one(rollout: Rollout) -> SampledTokens:
             choice = self._complete(
@@ -89,6 +92,7 @@ class Engine:
                 trajectory_id=rollout.trajectory_id + suffix,
                 max_tokens=1,
                 prompt_logprobs=TOP,
+                cache_salt=salt,
             )
             entries = choice["prompt_logprobs"]
             found = [

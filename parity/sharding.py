@@ -11,23 +11,6 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
 _EXPERT = re.compile(r"(.*\.local_experts\.)(\d+)(\..*)")
 
 
-class SequenceParallelNorm(torch.nn.RMSNorm):
-    """Megatron-Core's local norm refuses sequence parallelism; this one marks its weight."""
-
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_fields: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel
-
-
-def use_sequence_parallel_norms(spec: Any) -> None:
-    """Replace every norm of a decoder block's spec."""
-    for layer in spec.layer_specs:
-        attention = layer.submodules.self_attention.submodules
-        attention.q_layernorm = attention.k_layernorm = SequenceParallelNorm
-        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = SequenceParallelNorm
-    spec.layer_norm = SequenceParallelNorm
-
-
 def whole_name(model: Any, name: str) -> str:
     """Return the name that a parameter of this rank has in a model that is not cut."""
     from megatron.core import parallel_state
@@ -43,8 +26,13 @@ def whole_name(model: Any, name: str) -> str:
     return f"{expert[1]}{first + int(expert[2])}{expert[3]}"
 
 
-def own_part(name: str, parameter: Any, whole: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of the weight `whole`, or `whole` if it is not cut."""
+def own_part(name: str, parameter: Any, whole: torch.Tensor, sections: int) -> torch.Tensor:
+    """Return this rank's part of the weight `whole`, or `whole` if it is not cut.
+
+    Args:
+        sections: equal parts of the cut dimension of which each rank has a part: a gated MLP
+            keeps gate and up in one weight.
+    """
     from megatron.core import parallel_state
 
     dim = getattr(parameter, "partition_dim", -1)
@@ -52,6 +40,5 @@ def own_part(name: str, parameter: Any, whole: torch.Tensor) -> torch.Tensor:
         return whole
     size = parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_tensor_model_parallel_rank()
-    # A gated MLP keeps gate and up in one weight, and each rank a part of both.
-    halves = whole.chunk(2, dim=dim) if name.endswith("linear_fc1.weight") else [whole]
-    return torch.cat([half.chunk(size, dim=dim)[rank] for half in halves], dim=dim)
+    parts = whole.chunk(sections, dim=dim)
+    return torch.cat([part.chunk(size, dim=dim)[rank] for part in parts], dim=dim)

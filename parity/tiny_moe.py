@@ -43,7 +43,7 @@ def write_tiny_moe(
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     config = Qwen3MoeConfig(
-        **_common_config(num_layers, head_dim),
+        **common_config(num_layers, head_dim),
         moe_intermediate_size=64,
         num_experts=num_experts,
         num_experts_per_tok=topk,
@@ -51,15 +51,15 @@ def write_tiny_moe(
         norm_topk_prob=True,
         mlp_only_layers=list(dense_layers),
     )
-    return _write(Qwen3MoeForCausalLM(config), Path(path), seed)
+    return write_checkpoint(Qwen3MoeForCausalLM(config), Path(path), seed)
 
 
 def write_tiny_dense(path: str | Path, *, num_layers: int = 2, seed: int = 0) -> Path:
     """Write a dense Qwen3 checkpoint to `path` and return it: the model that has no routes."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(**_common_config(num_layers))
-    return _write(Qwen3ForCausalLM(config), Path(path), seed)
+    config = Qwen3Config(**common_config(num_layers))
+    return write_checkpoint(Qwen3ForCausalLM(config), Path(path), seed)
 
 
 def characters() -> list[str]:
@@ -82,7 +82,9 @@ def seed_weights(model: Any, seed: int) -> None:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
             if "norm" in name:
-                parameter.copy_(1 + 0.1 * noise)
+                # Qwen3.5's norms multiply by 1 + weight, all but those behind a gate.
+                centred = "qwen3_5" in model.config.model_type and "linear_attn" not in name
+                parameter.copy_(0.1 * noise + (0 if centred else 1))
             elif "embed_tokens" in name:
                 parameter.copy_(noise)
             elif name.endswith("gate.weight"):
@@ -95,7 +97,8 @@ def seed_weights(model: Any, seed: int) -> None:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
 
 
-def _common_config(num_layers: int, head_dim: int = 32) -> dict[str, Any]:
+def common_config(num_layers: int, head_dim: int = 32) -> dict[str, Any]:
+    """Return the fields that every tiny checkpoint's config has."""
     return {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
@@ -113,7 +116,8 @@ def _common_config(num_layers: int, head_dim: int = 32) -> dict[str, Any]:
     }
 
 
-def _write(model: Any, path: Path, seed: int) -> Path:
+def write_checkpoint(model: Any, path: Path, seed: int) -> Path:
+    """Seed `model`, write it in bfloat16 with the tokenizer to `path`, and return the path."""
     seed_weights(model, seed)
     model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16

@@ -21,12 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from routereplay.client import ModelShape, RouteStoreClient
-from routereplay.parity.hf_config import read_qwen3_moe_config
-from routereplay.parity.measurement import Measured, sample
+from routereplay.client import RouteStoreClient
+from routereplay.parity.hf_config import read_hf_config
+from routereplay.parity.measurement import Measured
 from routereplay.parity.prompts import encode_prompts, read_prompts
 from routereplay.parity.report import facts_of
 from routereplay.parity.rollout import Engine
+from routereplay.parity.sampling import sample
 from routereplay.parity.store_server import RouteStore
 from routereplay.parity.topology import Topology
 from routereplay.parity.vllm_server import API_SERVER, SERVE, VllmServer
@@ -75,8 +76,7 @@ def run(name: str, checkpoint: Path, args: Any) -> Measured:
                 )
             )
             say(name, f"seed {seed}: {samplings[-1].num_tokens} tokens, routes fetched")
-    shape = read_qwen3_moe_config(checkpoint)
-    return Measured(samplings, ModelShape(shape.num_layers, shape.topk, shape.num_experts))
+    return Measured(samplings, read_hf_config(checkpoint))
 
 
 def score(name: str, checkpoint: Path, measured: Measured, text: str, args: Any) -> str | None:
@@ -161,7 +161,7 @@ def main() -> None:
                 facts["training"] = json.loads(training.read_text())
             results["models"][name] = facts
             if wrong is None:
-                print(f"\n{name}\n{text}\n", flush=True)
+                print(f"\n{name}\n{text}\n", *facts["notes"], sep="\n", flush=True)
             if args.out is not None:
                 args.out.write_text(json.dumps(results, indent=1))
 

@@ -41,6 +41,9 @@ def command(
     vllm_args: Annotated[
         str, typer.Option("--vllm-args", help="Arguments for our vLLM server, in one string.")
     ] = "",
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for each topology; then its ranks' stacks are shown.")
+    ] = 600.0,
     max_pct: Annotated[
         float | None, typer.Option(help="Limit of mean_abs_pct; by default the family's.")
     ] = None,
@@ -54,6 +57,7 @@ def command(
 
     Columns: Megatron with replay off and on, and two noise floors: vLLM reading its own
     tokens again, and Megatron in another packing. Exits with 1 if replay is over a limit.
+    A dense model has no routes: one column, Megatron, in the place of replay off and on.
     """
     needed = {
         **dict.fromkeys(("torch", "megatron"), "routereplay[megatron]"),
@@ -77,6 +81,7 @@ def command(
         max_tokens=max_tokens,
         seeds=seeds,
         vllm_arguments=tuple(vllm_args.split()),
+        timeout_s=timeout,
         max_pct=max_pct,
         max_kl=max_kl,
     )
@@ -94,6 +99,8 @@ def command(
     else:
         typer.echo(table)
         typer.echo("")
+        for note in facts["notes"]:
+            typer.echo(f"{note}\n")
         for line in facts["gates"]["exceeded"] or ["within the limits"]:
             typer.echo(line)
         if html is not None:

@@ -11,7 +11,7 @@ import torch
 from end_to_end.batch import Batch
 from routereplay.parity.comparison import Mismatch, compare
 from routereplay.parity.executed import executed_experts
-from routereplay.parity.hf_to_megatron import load_qwen3_moe
+from routereplay.parity.hf_to_megatron import load_hf_checkpoint
 from routereplay.parity.scoring import policy_gradient_packed, score_packed
 from routereplay.patches.megatron import enable_router_replay, routed_model
 
@@ -33,7 +33,7 @@ def train(checkpoint: Path, batch: Batch, *, canary_every: int = 1) -> StepResul
     Args:
         canary_every: 0 for routes that are foreign to the model on purpose.
     """
-    model = load_qwen3_moe(checkpoint)
+    model = load_hf_checkpoint(checkpoint)
     sampled_from = routed_model(json.loads((checkpoint / "config.json").read_text()))
     layers, topk = batch.routes.experts.shape[1:]
     recorded = ~(batch.routes.live | batch.routes.padding)

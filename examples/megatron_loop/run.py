@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from megatron_loop.batch import Microbatch, microbatches
 from routereplay.client import RouteStoreClient
-from routereplay.parity.hf_to_megatron import load_qwen3_moe
+from routereplay.parity.hf_to_megatron import load_hf_checkpoint
 from routereplay.parity.megatron_cpu import megatron_on_cpu, single_process_groups
 from routereplay.patches.megatron import (
     RoutedModel,
@@ -52,7 +52,7 @@ def _plain(
 ) -> tuple[Step, RouterReplay, Sequence[Microbatch]]:
     from megatron_loop.plain import train_step
 
-    model = load_qwen3_moe(args.checkpoint).train()
+    model = load_hf_checkpoint(args.checkpoint).train()
     replay = enable_router_replay(model, model=sampled_from)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr)
     batches = _fetch(args, sampled_from, replay)
@@ -71,7 +71,7 @@ def _pipeline(
 
     from megatron_loop.pipeline import train_step
 
-    model = load_qwen3_moe(
+    model = load_hf_checkpoint(
         args.checkpoint,
         pipeline_model_parallel_size=stages,
         pipeline_dtype=torch.float32,

@@ -19,7 +19,7 @@ import torch
 
 from routereplay.client import ModelShape, PackedRoutes, RouteStoreClient, Trajectory, pack_thd
 from routereplay.parity.executed import executed_experts
-from routereplay.parity.hf_to_megatron import load_qwen3_moe
+from routereplay.parity.hf_to_megatron import load_hf_checkpoint
 from routereplay.parity.scoring import packed_inputs, policy_gradient_packed, score_packed
 from routereplay.parity.tiny_moe import VOCAB_SIZE, write_tiny_moe
 from routereplay.patches.megatron import enable_router_replay
@@ -90,7 +90,7 @@ class World:
         checkpoint = write_tiny_moe(
             self.folder / "checkpoint", num_layers=LAYERS, num_experts=EXPERTS, topk=TOPK
         )
-        self.model = load_qwen3_moe(checkpoint, **RECOMPUTE).train()
+        self.model = load_hf_checkpoint(checkpoint, **RECOMPUTE).train()
         generator = np.random.default_rng(0)
         for number in range(TRAJECTORIES):
             tokens = generator.integers(1, VOCAB_SIZE, LENGTH).astype(np.int32)

@@ -21,7 +21,8 @@ class Worker:
     """A process with one release of Megatron-Core; `run` returns a scenario's facts."""
 
     def __init__(self, folder, log):
-        path = os.pathsep.join(part for part in (folder, os.environ.get("PYTHONPATH")) if part)
+        places = (folder, os.environ.get("PYTHONPATH"), str(WORKER.parents[2]))
+        path = os.pathsep.join(part for part in places if part)
         self._log = log
         with log.open("w") as stderr:
             self._process = subprocess.Popen(

@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3MoeForCausalLM
+from support.tiny_families import fuse_experts, make_multimodal, write_tiny
+from transformers import AutoModelForCausalLM, Qwen3MoeForCausalLM
 
 from routereplay.client.packed import PackedRoutes
 from routereplay.parity.errors import ConversionError
-from routereplay.parity.hf_to_megatron import load_qwen3_moe
+from routereplay.parity.hf_to_megatron import load_hf_checkpoint
 from routereplay.parity.megatron_cpu import megatron_on_cpu
 from routereplay.parity.scoring import policy_gradient_packed, score_packed
 from routereplay.parity.tiny_moe import write_tiny_moe
 from routereplay.patches.megatron import enable_router_replay
 
 CU_SEQLENS = torch.tensor([0, 15, 40])
+LONG = torch.randint(1, 512, (1, 70), generator=torch.Generator().manual_seed(2))
 TOKENS = torch.randint(1, 512, (1, 40), generator=torch.Generator().manual_seed(1))
 
 
@@ -36,7 +38,7 @@ def against_transformers(fields):
     topk = json.loads((path / "config.json").read_text())["num_experts_per_tok"]
     with torch.no_grad():
         reference = _hf(path)(TOKENS, output_router_logits=True)
-    model = load_qwen3_moe(path)
+    model = load_hf_checkpoint(path)
     maps = []
     for module in model.modules():
         if isinstance(module, TopKRouter):
@@ -56,9 +58,37 @@ def against_transformers(fields):
     }
 
 
+FORMS = {"": lambda _path: None, "fused": fuse_experts, "multimodal": make_multimodal}
+
+
+def family_against_transformers(model_type, form):
+    """Logits and routes of a family's tiny checkpoint, in one of the forms it exists in."""
+    path = write_tiny(model_type, Path(tempfile.mkdtemp(prefix="tiny-")))
+    hf = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    FORMS[form](path)
+    model = load_hf_checkpoint(path)
+    shutil.rmtree(path)
+    routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
+    with torch.no_grad():
+        expected = hf(LONG, output_router_logits=True) if routers else hf(LONG)
+        maps = []
+        for router in routers:
+            router.register_forward_hook(lambda _m, _i, out: maps.append(out[1]))
+        mask = torch.triu(torch.ones(70, 70, dtype=torch.bool), 1)[None, None]
+        logits = model(LONG, torch.arange(70)[None], mask)
+    topk = model.config.moe_router_topk
+    wanted = [scores.topk(topk, -1).indices for scores in getattr(expected, "router_logits", ())]
+    chosen = [torch.zeros_like(m).scatter_(1, w, True) for m, w in zip(maps, wanted, strict=True)]
+    return {
+        "logit_difference": (logits - expected.logits).abs().max().item(),
+        "moe_layers": len(maps),
+        "other_choices": sum(int((m != c).sum()) for m, c in zip(maps, chosen, strict=True)),
+    }
+
+
 def packed_scores():
     path = _checkpoint()
-    hf, model = _hf(path), load_qwen3_moe(path)
+    hf, model = _hf(path), load_hf_checkpoint(path)
     shutil.rmtree(path)
     scores = score_packed(model, TOKENS, CU_SEQLENS)
     alone, tops = [], []
@@ -85,7 +115,7 @@ def packed_scores():
 def bfloat16_scores():
     path = _checkpoint()
     scores = [
-        score_packed(load_qwen3_moe(path, dtype=dtype), TOKENS, CU_SEQLENS)
+        score_packed(load_hf_checkpoint(path, dtype=dtype), TOKENS, CU_SEQLENS)
         for dtype in (torch.float32, torch.bfloat16)
     ]
     shutil.rmtree(path)
@@ -95,7 +125,7 @@ def bfloat16_scores():
 def replay_of_a_packed_row():
     """Own routes of a packed THD row, replayed, give its own scores."""
     path = _checkpoint()
-    model = load_qwen3_moe(path)
+    model = load_hf_checkpoint(path)
     shutil.rmtree(path)
     routes = np.zeros((40, 4, 4), np.uint8)
 
@@ -128,7 +158,7 @@ def broken_checkpoint(change):
     elif change == "shape":
         weights["model.norm.weight"] = torch.ones(65)
     elif change == "architecture":
-        config["model_type"] = "qwen2_moe"
+        config["model_type"] = "gemma3_text"
     elif change == "rope":
         config["rope_parameters"]["rope_type"] = "yarn"
     elif change == "absent":
@@ -137,7 +167,7 @@ def broken_checkpoint(change):
         save_file(weights, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(config))
     try:
-        load_qwen3_moe(path)
+        load_hf_checkpoint(path)
     except ConversionError as error:
         return str(error)
     finally:

@@ -8,7 +8,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from routereplay.parity.sharding import SequenceParallelNorm
+from routereplay.parity.norms import SequenceParallelNorm
 
 EXPERT = re.compile(r"(.*\.local_experts\.)(\d+)(\..*)")
 LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")

@@ -2,6 +2,8 @@
 
 import pytest
 
+from routereplay.parity.hf_families import FAMILIES as FAMILY_TABLE
+
 pytestmark = [pytest.mark.megatron, pytest.mark.slow]
 
 
@@ -15,6 +17,23 @@ def test_logits_and_router_choices_equal_those_of_transformers(megatron, fields)
     assert facts["logit_difference"] < 1e-4
     assert facts["moe_layers"] == fields.get("num_layers", 4) - len(fields.get("dense_layers", [0]))
     assert facts["routes_equal"]
+
+
+FAMILIES = [
+    *[(name, "") for name in FAMILY_TABLE],
+    ("qwen3_5_moe_text", "fused"),
+    ("qwen3_5_moe_text", "multimodal"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "form"), FAMILIES, ids=[f"{name}{form and '-'}{form}" for name, form in FAMILIES]
+)
+def test_each_family_gives_the_logits_of_transformers(megatron, family, form):
+    facts = megatron.run("conversion.family_against_transformers", model_type=family, form=form)
+    assert facts["logit_difference"] < 2e-4, "of logits that reach 13"
+    assert facts["moe_layers"] == (3 if "moe" in family or family == "mixtral" else 0)
+    assert facts["other_choices"] == 0
 
 
 def test_packed_sequences_score_as_each_does_alone(megatron):
@@ -47,7 +66,7 @@ def test_a_packed_row_that_replays_its_own_routes_scores_the_same(megatron):
         ("missing", "the checkpoint lacks model.layers.2.mlp.experts.3.up_proj.weight"),
         ("unused", "the checkpoint's model.layers.1.mlp.shared_expert.weight is unused"),
         ("shape", "would be (65,)"),
-        ("architecture", "model_type='qwen2_moe'"),
+        ("architecture", "model_type='gemma3_text'"),
         ("rope", "rope_type='yarn'"),
         ("absent", "holds neither model.safetensors"),
     ],

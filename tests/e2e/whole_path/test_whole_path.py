@@ -76,22 +76,24 @@ def test_the_command_measures_both_engines_and_their_floors(server, store, check
     assert columns["replay on"]["top20_kl"] < 1e-6
     assert [one["seed"] for one in facts["by_sampling"]] == [0, 1]
     assert facts["gates"] == {"limits": {"mean_abs_pct": 0.5, "top20_kl": 0.002}, "exceeded": []}
-    assert "within the limits" in page.read_text()
+    assert "<b>Within the limits</b>" in page.read_text()
 
 
 def test_stored_trajectories_are_compared_with_what_the_engine_says_of_them_now(
-    server, store, trajectories
+    server, store, checkpoint, trajectories
 ):
     from routereplay.client import RouteStoreClient
-    from routereplay.parity.measurement import Measured, sample_stored
+    from routereplay.parity.hf_config import read_hf_config
+    from routereplay.parity.measurement import Measured
     from routereplay.parity.rollout import Engine
+    from routereplay.parity.sampling import sample_stored
 
     engine = Engine(server.base_url, "tiny")
     with RouteStoreClient(store.base_url) as client:
         sampling = sample_stored(engine, client, [trajectories[0].trajectory_id])
     engine.close()
     (rollout,) = sampling.rollouts
-    again = Measured([sampling], SHAPE).columns()["vLLM again"]
+    again = Measured([sampling], read_hf_config(checkpoint)).columns()["vLLM again"]
 
     assert (rollout.token_ids == stitch(trajectories[0]).token_ids).all()
     assert len(rollout.sampled.positions) == 3 * 16

@@ -44,11 +44,13 @@ def traced(scope: Scope) -> Iterator[Any]:
         if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             yield None
             return
+        # Newer releases of FastAPI make a span of the request themselves: ours is below it.
+        inner = trace.get_current_span().is_recording()
         tracer = trace.get_tracer("routereplay.sidecar")
         with tracer.start_as_current_span(
             scope["method"],
-            context=propagate.extract(headers),
-            kind=trace.SpanKind.SERVER,
+            context=None if inner else propagate.extract(headers),
+            kind=trace.SpanKind.INTERNAL if inner else trace.SpanKind.SERVER,
             attributes={"http.request.method": scope["method"], "url.path": scope["path"]},
         ) as span:
             fields["trace_id"] = f"{span.get_span_context().trace_id:032x}"

@@ -81,6 +81,13 @@ def test_what_is_mounted_is_there(name):
         assert (ROOT / source).exists() if source.startswith(".") else source in FILE["volumes"]
 
 
+def test_the_tiny_model_is_not_hidden_by_a_volume():
+    service = SERVICES["vllm-cpu"]
+    places = [volume.split(":")[1] for volume in service["volumes"]]
+
+    assert not any(service["command"][0].startswith(f"{place}/") for place in places)
+
+
 def running(tmp_path, names, paths=None, services=SERVICES):
     inside = {"valkey": 6379, "sidecar": 8400, "vllm-cpu": 8000}
     ports = {name: {inside[name]: free_port()} for name in names}

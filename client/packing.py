@@ -76,18 +76,21 @@ def pack_padded(
     episodes: Sequence[Episode],
     token_ids: npt.ArrayLike,
     *,
-    lengths: npt.ArrayLike,
+    lengths: npt.ArrayLike | None = None,
+    attention_mask: npt.ArrayLike | None = None,
     model: ModelShape | None = None,
     missing: MissingPolicy = "raise",
     branches: BranchPolicy = "raise",
     loss_mask: npt.ArrayLike | None = None,
 ) -> PackedRoutes:
-    """Pack routes for a right-padded batch; row `b * S + s` belongs to token `[b, s]`.
+    """Pack routes for a padded batch; row `b * S + s` belongs to token `[b, s]`.
 
     Args:
         episodes: one for each sequence, in order.
         token_ids: `[B, S]`.
-        lengths: `[B]` real lengths.
+        lengths: `[B]` real lengths of a batch that is padded on the right.
+        attention_mask: or `[B, S]` booleans, True for real tokens, for padding on the left
+            or on both sides, as TRL and verl pad prompts and completions.
         model: raises unless every turn was recorded from a model of this shape.
         missing, branches: see `stitch`.
         loss_mask: `[B, S]`; see `stitch`.
@@ -97,23 +100,22 @@ def pack_padded(
         ValueError: the arguments contradict each other.
     """
     tokens_BS = np.asarray(token_ids)
-    counts = np.asarray(lengths)
-    if tokens_BS.ndim != 2 or counts.shape != (len(tokens_BS),) or len(episodes) != len(counts):
-        msg = (
-            f"{len(episodes)} episodes, token_ids {tokens_BS.shape} and lengths {counts.shape}; "
-            "expected one row and one length for each episode"
-        )
+    if tokens_BS.ndim != 2 or len(episodes) != len(tokens_BS):
+        msg = f"{len(episodes)} episodes and token_ids {tokens_BS.shape}; expected a row for each"
         raise ValueError(msg)
-    width = tokens_BS.shape[1]
-    if (counts < 0).any() or (counts > width).any():
-        msg = f"lengths {counts} do not fit rows of {width} tokens"
+    if (lengths is None) == (attention_mask is None):
+        msg = "give lengths of a batch padded on the right, or its attention_mask; one of them"
         raise ValueError(msg)
-    slots = [_Slot(b * width, int(n)) for b, n in enumerate(counts)]
-    rows = [tokens_BS[b, :n] for b, n in enumerate(counts)]
-    masks = None
-    if loss_mask is not None:
-        masks_BS = np.asarray(loss_mask, dtype=bool)
-        masks = [masks_BS[b, :n] for b, n in enumerate(counts)]
+    slots = (
+        _slots_of_lengths(np.asarray(lengths), tokens_BS.shape)
+        if attention_mask is None
+        else _slots_of_mask(np.asarray(attention_mask, dtype=bool), tokens_BS.shape)
+    )
+    if loss_mask is not None and np.shape(loss_mask) != tokens_BS.shape:
+        msg = f"loss_mask has shape {np.shape(loss_mask)}, token_ids {tokens_BS.shape}"
+        raise ValueError(msg)
+    rows = _cut(tokens_BS, slots)
+    masks = None if loss_mask is None else _cut(np.asarray(loss_mask, dtype=bool), slots)
     stitched = _stitch_all(episodes, rows, masks, missing, branches)
     return _fill(stitched, slots, tokens_BS.size, model)
 
@@ -175,6 +177,37 @@ def _boundaries(cu_seqlens: npt.ArrayLike, count: int, name: str) -> np.ndarray:
     return bounds
 
 
+def _slots_of_lengths(lengths: np.ndarray, shape: tuple[int, ...]) -> list[_Slot]:
+    batch, width = shape
+    if lengths.shape != (batch,):
+        msg = f"lengths have shape {lengths.shape}; expected ({batch},), one for each sequence"
+        raise ValueError(msg)
+    if (lengths < 0).any() or (lengths > width).any():
+        msg = f"lengths {lengths} do not fit rows of {width} tokens"
+        raise ValueError(msg)
+    return [_Slot(b * width, int(n)) for b, n in enumerate(lengths)]
+
+
+def _slots_of_mask(mask_BS: np.ndarray, shape: tuple[int, ...]) -> list[_Slot]:
+    if mask_BS.shape != shape:
+        msg = f"attention_mask has shape {mask_BS.shape} and token_ids {shape}; both are [B, S]"
+        raise ValueError(msg)
+    counts, firsts = mask_BS.sum(axis=1), mask_BS.argmax(axis=1)
+    for b, (first, n) in enumerate(zip(firsts, counts, strict=True)):
+        if not mask_BS[b, first : first + n].all():
+            msg = f"attention_mask of sequence {b} has a gap: its {n} real tokens are not one run"
+            raise ValueError(msg)
+    return [
+        _Slot(b * shape[1] + int(first), int(n))
+        for b, (first, n) in enumerate(zip(firsts, counts, strict=True))
+    ]
+
+
+def _cut(values_BS: np.ndarray, slots: list[_Slot]) -> list[np.ndarray]:
+    flat = values_BS.reshape(-1)
+    return [flat[slot.start : slot.start + slot.length] for slot in slots]
+
+
 def _split_thd(
     values: npt.ArrayLike | Sequence[npt.ArrayLike], slots: list[_Slot], total: int
 ) -> list[np.ndarray]:
@@ -189,7 +222,7 @@ def _split_thd(
     if len(row) != total:
         msg = f"a packed row of {len(row)} tokens; cu_seqlens ends at {total}"
         raise ValueError(msg)
-    return [row[slot.start : slot.start + slot.length] for slot in slots]
+    return _cut(row, slots)
 
 
 def _stitch_all(

@@ -73,6 +73,45 @@ def test_a_padded_batch_is_sequence_major(batch):
     assert np.flatnonzero(packed.live).tolist() == [7, 18]
 
 
+def test_a_batch_padded_on_both_sides_is_found_by_its_attention_mask(batch):
+    """Prompts on the left and completions on the right, as TRL and verl pad them."""
+    episodes, tokens = batch
+    table, mask = np.zeros((2, 12), np.int64), np.zeros((2, 12), np.int64)
+    table[0, 3:11], table[1, 1:10] = tokens
+    mask[0, 3:11] = mask[1, 1:10] = 1
+    trained = np.zeros((2, 12), bool)
+    trained[0, 10] = True  # the last completion of the first episode
+
+    packed = pack_padded(episodes, table, attention_mask=mask, loss_mask=trained)
+
+    assert np.array_equal(packed.experts[3:10], expected_rows(tokens[0], 0, 7))
+    assert np.array_equal(packed.experts[13:21], expected_rows(tokens[1], 0, 8))
+    assert np.array_equal(packed.padding, mask.reshape(-1) == 0)
+    assert np.flatnonzero(packed.live).tolist() == [10, 21]
+    with pytest.raises(MissingRoutes, match="position 0 .*no recorded turn sampled it"):
+        pack_padded(episodes, table, attention_mask=mask, loss_mask=np.roll(trained, -7, axis=1))
+
+
+def test_a_padded_batch_says_where_its_tokens_are_once_and_whole(batch):
+    episodes, tokens = batch
+    table = np.zeros((2, 10), np.int32)
+    table[0, :8], table[1, :9] = tokens
+    mask = table > -1
+
+    for arguments in ({}, {"lengths": [8, 9], "attention_mask": mask}):
+        with pytest.raises(ValueError, match="one of them"):
+            pack_padded(episodes, table, **arguments)
+    with pytest.raises(ValueError, match="both are"):
+        pack_padded(episodes, table, attention_mask=mask[:, :9])
+    with pytest.raises(ValueError, match="one for each sequence"):
+        pack_padded(episodes, table, lengths=[8])
+    mask[1, 4] = False
+    with pytest.raises(ValueError, match="sequence 1 has a gap: its 9 real tokens"):
+        pack_padded(episodes, table, attention_mask=mask)
+    with pytest.raises(ValueError, match="loss_mask has shape"):
+        pack_padded(episodes, table, lengths=[8, 9], loss_mask=mask[:, 1:])
+
+
 def test_stitched_routes_and_single_requests_pack_too(batch):
     episodes, tokens = batch
     single = episodes[1].turns[0]

@@ -62,26 +62,28 @@ class Scatter:
 
     def __init__(self, records: Mapping[str, OpenRecord]) -> None:
         self._records = records
-        self._left_TLK: np.ndarray | None = None
-        """Rows that are not given yet: vLLM may pass the outputs of a step in several parts."""
+        self._rows_TLK: np.ndarray | None = None
+        """Gathered rows of which some are not given: vLLM may pass a step in several parts."""
+        self._given = 0
         self._seen = False
 
     def give(self, outputs: Sequence[Any]) -> None:
         """Give each `EngineCoreOutput` its rows; what is not gathered stays as it is."""
-        left_TLK = self._left_TLK
+        gathered_TLK, given, records = self._rows_TLK, self._given, self._records
         for output in outputs:
             found = output.routed_experts
             if found is not None and found.ndim == _GATHERED:
-                left_TLK = found[0]
+                gathered_TLK, given = found[0], 0
                 self._note()
-            elif found is not None or left_TLK is None or not output.new_token_ids:
+            elif found is not None or gathered_TLK is None or not output.new_token_ids:
                 continue
-            tokens = len(output.new_token_ids)
-            rows_TLK, left_TLK = left_TLK[:tokens], left_TLK[tokens:]
-            record = self._records.get(output.request_id)
+            begin, given = given, given + len(output.new_token_ids)
+            rows_TLK = gathered_TLK[begin:given]
+            record = records.get(output.request_id)
             taken = record is not None and record.strip
             output.routed_experts = rows_TLK if taken else rows_TLK.copy()
-        self._left_TLK = left_TLK if left_TLK is not None and len(left_TLK) else None
+        is_left = gathered_TLK is not None and given < len(gathered_TLK)
+        self._rows_TLK, self._given = gathered_TLK if is_left else None, given
 
     def _note(self) -> None:
         if not self._seen:
@@ -90,7 +92,7 @@ class Scatter:
 
     def drop(self, outputs: Sequence[Any]) -> None:
         """Let no gathered rows reach vLLM, which would take them for those of one request."""
-        self._left_TLK = None
+        self._rows_TLK = None
         for output in outputs:
             if output.routed_experts is not None and output.routed_experts.ndim == _GATHERED:
                 output.routed_experts = None

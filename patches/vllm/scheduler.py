@@ -8,10 +8,11 @@ the engine's loop: whatever goes wrong here, the step goes on as vLLM would have
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from routereplay.patches._patch import Function, Patch
+from routereplay.patches.vllm.decoded import Decoded, take_decoded
 from routereplay.patches.vllm.gathered import asks, gather
 from routereplay.patches.vllm.guard import Guard
 
@@ -34,15 +35,27 @@ def _note_client(original: Function) -> Function:
 
 
 def _gather_rows(original: Function) -> Function:
-    def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:
-        updated = original(self, *args, **kwargs)
-        for client in self.__dict__.get(_CLIENTS, ()):
-            outputs = updated.get(client)
-            if outputs is not None:
-                _guard.run(gather, outputs.outputs)
+    def update_from_output(
+        self: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        clients = self.__dict__.get(_CLIENTS)
+        decoded = None
+        if clients:
+            decoded = _guard.run(take_decoded, self, scheduler_output, model_runner_output)
+        updated = original(self, scheduler_output, model_runner_output, *args, **kwargs)
+        if clients:
+            for client, step in updated.items():
+                _guard.run(_give, step.outputs, decoded, gathered=client in clients)
         return updated
 
     return update_from_output
+
+
+def _give(outputs: Sequence[Any], decoded: Decoded | None, *, gathered: bool) -> None:
+    if decoded is not None:
+        decoded.give(outputs, gathered=gathered)
+    elif gathered:
+        gather(outputs)
 
 
 def _note_few_blocks(original: Function) -> Function:

@@ -97,6 +97,7 @@ def engine():
     class Scheduler:
         def __init__(self):
             self.step = {}
+            self.seen = []
             self.requests = {}
             self.listed = []
             self.enable_return_routed_experts = True
@@ -111,6 +112,7 @@ def engine():
             self.requests[request.request_id] = request
 
         def update_from_output(self, scheduler_output, model_runner_output):
+            self.seen.append(getattr(model_runner_output, "routed_experts", None))
             return self.step
 
         def _update_after_schedule(self, scheduler_output):
@@ -131,12 +133,93 @@ def request(name, client, extra_args=None, tokens=0):
     )
 
 
+def decode_step(names, **changed):
+    """`SchedulerOutput` and `ModelRunnerOutput` of a step; the runner has another order."""
+    order = sorted(names, reverse=True)
+    rows = np.random.default_rng(7).integers(0, 250, (len(names), _LAYERS, _TOPK), np.int32)
+    plan = {
+        "num_scheduled_tokens": dict.fromkeys(names, 1),
+        "total_num_scheduled_tokens": len(names),
+        "scheduled_spec_decode_tokens": {},
+        **changed,
+    }
+    routes = SimpleNamespace(routing_data=rows, slot_mapping=np.arange(len(names)) + 10)
+    index = {name: row for row, name in enumerate(order)}
+    return SimpleNamespace(**plan), SimpleNamespace(routed_experts=routes, req_id_to_index=index)
+
+
+@pytest.fixture
+def decoding(engine):
+    """An engine of 0.30 whose requests a, b and c decode, for a front end that asks."""
+    slots = np.zeros((20, _LAYERS, _TOPK), np.uint8)
+    engine.routed_experts_mgr.routed_experts_by_slot = slots
+    engine.routed_experts_mgr.store_batch = lambda rows, places: slots.__setitem__(places, rows)
+    engine._re_block_ids = {}
+    engine.add_request(request("a", 0, {gathered.ASKS: True}, tokens=5))
+    outputs = [output(name, None, 1) for name in "abc"]
+    engine.step = {0: SimpleNamespace(outputs=[*outputs, output("silent", None, 0)])}
+    return engine
+
+
+def test_the_rows_of_a_step_that_only_decodes_are_taken_at_once(decoding):
+    plan, result = decode_step("abc")
+    rows = result.routed_experts.routing_data
+    outputs = decoding.update_from_output(plan, result)[0].outputs
+    Scatter({}).give(outputs)
+
+    assert decoding.seen == [None]
+    found = [one.routed_experts for one in outputs[:3]]
+    assert [one.dtype for one in found] == [np.uint8] * 3
+    assert np.array_equal(np.concatenate(found), rows[[2, 1, 0]])
+    assert outputs[3].routed_experts is None
+    assert np.array_equal(decoding.routed_experts_mgr.routed_experts_by_slot[10:13], rows)
+
+
+def test_a_front_end_that_does_not_ask_gets_the_rows_of_such_a_step_one_by_one(decoding):
+    plan, result = decode_step("abc")
+    rows = result.routed_experts.routing_data
+    decoding.step = {
+        0: SimpleNamespace(outputs=[output("a", None, 1)]),
+        1: SimpleNamespace(outputs=[output("b", None, 1), output("c", None, 1)]),
+    }
+    updated = decoding.update_from_output(plan, result)
+
+    found = [one.routed_experts for step in updated.values() for one in step.outputs]
+    assert np.array_equal(np.concatenate(found), rows[[2, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"total_num_scheduled_tokens": 4},
+        {"scheduled_spec_decode_tokens": {"a": [3]}},
+        {"num_scheduled_tokens": {"a": 2, "b": 1}},
+    ],
+    ids=["a prompt", "a draft", "two tokens"],
+)
+def test_the_rows_of_any_other_step_are_left_to_vllm(decoding, changed):
+    plan, result = decode_step("abc", **changed)
+    decoding.update_from_output(plan, result)
+
+    assert decoding.seen == [result.routed_experts]
+    assert result.routed_experts is not None
+
+
+def test_a_prompt_of_one_token_is_left_to_vllm(decoding):
+    decoding._re_block_ids = {"b": [1]}
+    plan, result = decode_step("abc")
+    decoding.update_from_output(plan, result)
+
+    assert decoding.seen == [result.routed_experts]
+    assert result.routed_experts is not None
+
+
 def test_only_a_front_end_that_asks_gets_gathered_rows(engine):
     engine.add_request(request("a", 0))
     engine.add_request(request("b", 1, {gathered.ASKS: True}))
     engine.add_request(SimpleNamespace(request_id="pooling", client_index=2, sampling_params=None))
     engine.step = {n: SimpleNamespace(outputs=[output("x", 1), output("y", 1)]) for n in range(3)}
-    updated = engine.update_from_output(None, None)
+    updated = engine.update_from_output(*decode_step(3 * "xy"))
 
     assert [updated[n].outputs[0].routed_experts.ndim for n in range(3)] == [3, 4, 3]
 
@@ -146,7 +229,7 @@ def test_a_step_that_cannot_be_gathered_goes_as_vllm_made_it(engine):
     step = [output("x", 1), SimpleNamespace(routed_experts=3, new_token_ids=[7])]
     engine.step = {0: SimpleNamespace(outputs=step)}
 
-    assert engine.update_from_output(None, None)[0].outputs[0].routed_experts.ndim == 3
+    assert engine.update_from_output(*decode_step("xy"))[0].outputs[0].routed_experts.ndim == 3
 
 
 def test_only_the_blocks_of_prompts_are_listed(engine):

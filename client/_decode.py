@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from routereplay.client.trajectory import Trajectory
+from routereplay.wire.codec import cell_nbytes, read_rows
 from routereplay.wire.digest import Buffer, digest
 from routereplay.wire.errors import CorruptRecord, MalformedFrame
 from routereplay.wire.frame import decode_frame
 from routereplay.wire.records import Routes, RoutesItem
-from routereplay.wire.routes import RoutedExperts, check_rows, numpy_dtype
+from routereplay.wire.routes import RoutedExperts, check_rows
 
 _MAX_HEADER_BYTES = 64 * 1024 * 1024
 _TOKEN_DTYPE = np.dtype("<i4")
@@ -46,9 +47,9 @@ def _decode_item(item: RoutesItem, payload: memoryview) -> RoutedExperts:
     manifest = item.manifest
     where = f"{manifest.request_id} choice {manifest.choice}"
     rows = payload[item.rows_offset : item.rows_offset + item.rows_nbytes]
-    dtype = numpy_dtype(manifest.dtype)
-    shape = (item.rows, item.layers, manifest.topk)
-    if len(rows) != item.rows_nbytes or len(rows) != np.prod(shape) * dtype.itemsize:
+    cell = cell_nbytes(manifest.dtype, manifest.topk, manifest.num_experts)
+    if len(rows) != item.rows_nbytes or len(rows) != item.rows * item.layers * cell:
+        shape = (item.rows, item.layers, manifest.topk)
         msg = f"{where}: {len(rows)} bytes of routes; expected {shape} of {manifest.dtype}"
         raise MalformedFrame(msg)
     if not _is_what_was_sent(rows, item):
@@ -58,7 +59,8 @@ def _decode_item(item: RoutesItem, payload: memoryview) -> RoutedExperts:
     if digest(tokens) != manifest.token_digest:
         msg = f"{where}: the token ids that arrived are not those that were recorded"
         raise CorruptRecord(msg)
-    experts = np.frombuffer(rows, dtype).reshape(shape)
+    experts = read_rows(rows, manifest.dtype, item.layers, manifest.topk, manifest.num_experts)
+    experts.flags.writeable = False
     check_rows(experts, manifest.num_experts, where)
     return RoutedExperts(
         experts,

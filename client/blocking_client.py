@@ -34,7 +34,8 @@ class RouteStoreClient:
         ssl_context: for https; the system's certificate authorities without one.
 
     Safe for threads. Where a method takes `out`, answers are received into that memory (a
-    writable buffer, such as a pinned tensor's), and the arrays it returns are views of it.
+    writable buffer, such as a pinned tensor's), and the arrays it returns are views of it, unless
+    their ids were packed.
     Every method raises `RouteStoreError` for what the store refuses, `TransportError`
     when no answer comes and `WireError` when the bytes are wrong.
     """

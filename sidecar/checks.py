@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from routereplay.wire.codec import id_bits, packs, read_rows
 from routereplay.wire.digest import Buffer, digest
 from routereplay.wire.errors import (
     InvalidRoutes,
@@ -14,7 +13,7 @@ from routereplay.wire.errors import (
 from routereplay.wire.frame import Frame, iter_frames
 from routereplay.wire.ids import check_id
 from routereplay.wire.records import Chunk, Drop, ParentRef, RecordManifest, Routes, Seal
-from routereplay.wire.routes import check_rows, numpy_dtype
+from routereplay.wire.routes import check_rows
 
 MAX_LAYERS = 1024
 MAX_TOPK = 256
@@ -78,9 +77,10 @@ def check_chunk(chunk: Chunk, payload: memoryview) -> None:
         # Not `corrupt`: that is what the store says of its own bytes, and asks for a retry.
         msg = f"{where}: the payload does not match its digest; it was damaged on its way"
         raise MalformedFrame(msg)
-    rows_TLK = np.frombuffer(payload, numpy_dtype(chunk.dtype)).reshape(
-        chunk.rows, chunk.num_layers, chunk.topk
-    )
+    if chunk.dtype == "bitpack" and chunk.num_experts == 1 << id_bits(chunk.num_experts):
+        # Whatever the bits are, they are an expert's.
+        return
+    rows_TLK = read_rows(payload, chunk.dtype, chunk.num_layers, chunk.topk, chunk.num_experts)
     check_rows(rows_TLK, chunk.num_experts, where)
 
 
@@ -158,9 +158,14 @@ def _check_geometry(where: str, shape: Chunk | RecordManifest) -> int:
     if shape.dtype == "uint8" and shape.num_experts > 256:
         msg = f"{where}: uint8 cannot hold the ids of {shape.num_experts} experts; send uint16"
         raise InvalidRoutes(msg)
-    row_nbytes = shape.num_layers * shape.topk * numpy_dtype(shape.dtype).itemsize
-    _check_range(where, "bytes of a row", row_nbytes, 1, MAX_ROW_BYTES)
-    return row_nbytes
+    if shape.dtype == "bitpack" and not packs(shape.topk, shape.num_experts):
+        msg = (
+            f"{where}: {shape.topk} ids of {shape.num_experts} experts are no shorter when they "
+            "are packed; send uint8 or uint16"
+        )
+        raise InvalidRoutes(msg)
+    _check_range(where, "bytes of a row", shape.row_nbytes, 1, MAX_ROW_BYTES)
+    return shape.row_nbytes
 
 
 def _check_sums(where: str, manifest: RecordManifest) -> None:

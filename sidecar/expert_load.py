@@ -13,10 +13,10 @@ import numpy as np
 
 from routereplay.sidecar.fetch import Response
 from routereplay.sidecar.ready import Ready
+from routereplay.wire.codec import read_rows
 from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import BadRequest
 from routereplay.wire.load import expert_counts, layer_loads, without_dense
-from routereplay.wire.routes import numpy_dtype
 
 MAX_COUNTED_BYTES = 256 * 1024 * 1024
 """Routes that are counted for one answer."""
@@ -126,8 +126,9 @@ async def _count(
     spans = _spans(ready, policy)
     at, counted = ready.token_start, 0
     async for buffer in rows:
-        rows_TLK = np.frombuffer(buffer, numpy_dtype(ready.manifest.dtype)).reshape(
-            -1, len(counts_LE), ready.manifest.topk
+        manifest = ready.manifest
+        rows_TLK = read_rows(
+            buffer, manifest.dtype, ready.layers, manifest.topk, manifest.num_experts
         )
         for start, stop in spans:
             asked = rows_TLK[max(start - at, 0) : max(stop - at, 0)]

@@ -4,6 +4,7 @@ A leaf: no I/O, no logging, no settings. Everything here is importable with nump
 msgspec and blake3 alone.
 """
 
+from routereplay.wire.codec import bitpack, packs, read_rows
 from routereplay.wire.digest import DIGEST_BYTES, RunningDigest, digest
 from routereplay.wire.errors import RouteReplayError
 from routereplay.wire.frame import (
@@ -51,6 +52,7 @@ __all__ = [
     "RunningDigest",
     "Seal",
     "TurnStatus",
+    "bitpack",
     "check_id",
     "check_rows",
     "decode_frame",
@@ -62,4 +64,6 @@ __all__ = [
     "iter_frames",
     "normalize_id",
     "numpy_dtype",
+    "packs",
+    "read_rows",
 ]

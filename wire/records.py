@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from routereplay.wire.codec import Dtype, cell_nbytes, id_nbytes
+
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error", "repetition", "other"]
 TurnState: TypeAlias = Literal["sealed", "pending", "dropped"]
 
@@ -62,7 +64,8 @@ class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Decoder layers of the model; dense layers are all-zero planes."""
     topk: int
     num_experts: int
-    dtype: Literal["uint8", "uint16"]
+    dtype: Dtype
+    """How ids are written. What a client returns is uint8 up to 256 experts, else uint16."""
 
     prompt_len: int
     completion_len: int
@@ -93,8 +96,8 @@ class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of one token's row."""
-        return self.num_layers * self.topk * (1 if self.dtype == "uint8" else 2)
+        """Bytes of one token's row as it is written."""
+        return self.num_layers * cell_nbytes(self.dtype, self.topk, self.num_experts)
 
     @property
     def num_tokens(self) -> int:
@@ -122,10 +125,20 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk", tag_field="k
     num_layers: int
     topk: int
     num_experts: int
-    dtype: Literal["uint8", "uint16"]
+    dtype: Dtype
     digest: bytes
     aliases: tuple[str, ...] = ()
     """As in the manifest, so that a request is found under them while it is pending."""
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one token's row as it is written."""
+        return self.num_layers * cell_nbytes(self.dtype, self.topk, self.num_experts)
+
+    @property
+    def ids_nbytes(self) -> int:
+        """Bytes of all rows as they were captured."""
+        return self.rows * self.num_layers * self.topk * id_nbytes(self.num_experts)
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True, tag="seal", tag_field="kind"):

@@ -14,6 +14,7 @@ NAMES = frozenset(
         "allow_untested",
         "api_key_file",
         "canary",
+        "codec",
         "enabled",
         "flush_timeout_s",
         "only_new_rows",

@@ -75,7 +75,7 @@ class Outbox:
 
     def open(self, info: RecordInfo, source: deque[np.ndarray]) -> None:
         """A record begins; its rows will come into `source`."""
-        self._uploads[info.upload_id] = Upload(info, source)
+        self._uploads[info.upload_id] = Upload(info, source, self._settings.codec)
 
     def end(self, info: RecordInfo, ending: Ending, now: float) -> None:
         """Seal a record, unless it is lost."""

@@ -31,7 +31,7 @@ class Parcel:
     """Monotonic seconds."""
     rows: int = 0
     nbytes: int = 0
-    """Bytes of the rows, without header and padding."""
+    """Bytes of the rows as they were captured, however they are written."""
     dead: bool = False
     """Its record was lost before it was sent."""
     index: int = 0
@@ -78,7 +78,7 @@ def parcel_of(frame: Frame, encoded: Buffer, index: int, now: float) -> Parcel:
         raise TypeError(msg)
     origin = Origin.of_header(header)
     if isinstance(header, Chunk):
-        nbytes = len(frame.payload)
+        nbytes = header.ids_nbytes
         return Parcel(origin, "chunk", [encoded], now, header.rows, nbytes, index=index)
     kind: Kind = "seal" if isinstance(header, Seal) else "drop"
     return Parcel(origin, kind, [encoded], now, index=index)

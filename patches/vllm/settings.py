@@ -14,6 +14,8 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+Codec: TypeAlias = Literal["raw", "bitpack"]
+
 CanaryMode: TypeAlias = Literal["refuse", "mute", "off"]
 """A failed canary ends the start-up, or lets vLLM serve and nothing be recorded."""
 
@@ -55,6 +57,8 @@ class Settings:
     """How long the end of the process may wait for the last rows."""
     only_new_rows: bool = True
     """Leave out rows that an earlier turn of the trajectory or another choice has."""
+    codec: Codec = "raw"
+    """How ids are written: as they are, or in as few bits as they need."""
     canary: CanaryMode = "refuse"
     """What to do when the first generation shows that routes are not real."""
     allow_untested: bool = False
@@ -77,6 +81,7 @@ class Settings:
             spool_bytes=int(_positive(environ, "SPOOL_BYTES", cls.spool_bytes)),
             flush_timeout_s=_positive(environ, "FLUSH_TIMEOUT_S", cls.flush_timeout_s),
             only_new_rows=environ.get("ROUTEREPLAY_ONLY_NEW_ROWS", "1") != "0",
+            codec=_codec(environ.get("ROUTEREPLAY_CODEC", "raw")),
             canary=_canary(environ.get("ROUTEREPLAY_CANARY", "refuse")),
             allow_untested=environ.get("ROUTEREPLAY_ALLOW_UNTESTED", "0") == "1",
         )
@@ -100,6 +105,14 @@ def _positive(environ: Mapping[str, str], name: str, default: float) -> float:
         msg = f"ROUTEREPLAY_{name}={text!r} means nothing; expected a number above 0"
         raise ValueError(msg)
     return value
+
+
+def _codec(text: str) -> Codec:
+    codec = text.strip().lower()
+    if codec not in get_args(Codec):
+        msg = f"ROUTEREPLAY_CODEC={text!r} means nothing; expected raw or bitpack"
+        raise ValueError(msg)
+    return cast(Codec, codec)
 
 
 def _canary(text: str) -> CanaryMode:

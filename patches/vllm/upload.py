@@ -9,7 +9,9 @@ import numpy as np
 from routereplay.patches.vllm.origin import Origin
 from routereplay.patches.vllm.parcel import Parcel
 from routereplay.patches.vllm.record import Ending, RecordInfo
+from routereplay.patches.vllm.settings import Codec
 from routereplay.patches.vllm.watch import Watch
+from routereplay.wire.codec import Dtype, bitpack, packs
 from routereplay.wire.digest import digest
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.frame import encode_frame
@@ -27,10 +29,14 @@ class Upload:
         info: what is known of the request.
         source: where the event loop puts the rows of each step; only appended to there and
             only taken from here, so neither side needs a lock.
+        codec: `bitpack` writes ids in as few bits as they need, where that is shorter.
     """
 
-    def __init__(self, info: RecordInfo, source: deque[np.ndarray]) -> None:
+    def __init__(self, info: RecordInfo, source: deque[np.ndarray], codec: Codec = "raw") -> None:
         self.info = info
+        model = info.model
+        is_packed = codec == "bitpack" and packs(model.topk, model.num_experts)
+        self._dtype: Dtype = "bitpack" if is_packed else model.dtype
         self.origin = Origin.of_info(info)
         self.lost: str | None = None
         """Why the record is lost; rows that still come are dropped."""
@@ -103,7 +109,7 @@ class Upload:
             num_layers=model.num_layers,
             topk=model.topk,
             num_experts=model.num_experts,
-            dtype=model.dtype,
+            dtype=self._dtype,
             prompt_len=len(info.prompt_token_ids),
             completion_len=len(ending.completion_token_ids),
             row_start=info.row_start,
@@ -142,7 +148,8 @@ class Upload:
 
     def _chunk(self, rows_TLK: np.ndarray, now: float) -> Parcel:
         info, model = self.info, self.info.model
-        payload = _flat(rows_TLK)
+        is_packed = self._dtype == "bitpack"
+        payload = _flat(bitpack(rows_TLK, model.num_experts) if is_packed else rows_TLK)
         ref = ChunkRef(len(rows_TLK), payload.nbytes, digest(payload))
         header = Chunk(
             upload_id=info.upload_id,
@@ -156,13 +163,13 @@ class Upload:
             num_layers=model.num_layers,
             topk=model.topk,
             num_experts=model.num_experts,
-            dtype=model.dtype,
+            dtype=self._dtype,
             digest=ref.digest,
         )
         self._refs.append(ref)
         self._framed_rows += ref.rows
         buffers = encode_frame(header, [payload])
-        return Parcel(self.origin, "chunk", buffers, now, ref.rows, ref.nbytes)
+        return Parcel(self.origin, "chunk", buffers, now, ref.rows, rows_TLK.nbytes)
 
 
 def _parent_ref(info: RecordInfo, tokens: np.ndarray) -> ParentRef | None:

@@ -17,8 +17,8 @@ from routereplay.sidecar.api.params import Format
 from routereplay.sidecar.metrics import Metrics
 from routereplay.sidecar.ready import sources_of
 from routereplay.sidecar.views import RoutesItemView, RoutesView
+from routereplay.wire.codec import read_rows
 from routereplay.wire.errors import BadRequest
-from routereplay.wire.routes import numpy_dtype
 from routereplay.wire.version import MEDIA_TYPE
 
 MAX_CONVERTED_BYTES = 64 * 1024 * 1024
@@ -95,9 +95,8 @@ async def _rows(found: fetch.Response, number: int) -> np.ndarray:
     """Return an item's rows, `[tokens, layers, topk]`."""
     ready = found.items[number]
     rows = b"".join([bytes(buffer) async for buffer in found.rows(number)])
-    return np.frombuffer(rows, numpy_dtype(ready.manifest.dtype)).reshape(
-        ready.rows, ready.layers, ready.manifest.topk
-    )
+    manifest = ready.manifest
+    return read_rows(rows, manifest.dtype, ready.layers, manifest.topk, manifest.num_experts)
 
 
 def _npz(found: fetch.Response, arrays: list[np.ndarray]) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from support.route_store import decode_routes
 from support.store_processes import until
 
+from routereplay.client import RouteStoreClient
 from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.identity import ClientId
 from routereplay.patches.vllm.prefix import Lineage, ParentId
@@ -75,6 +76,13 @@ def sealed(exporter, count):
     until(lambda: exporter.stats().records.get("sealed", 0) >= count, 10)
 
 
+@pytest.fixture
+def packing(store):
+    made = Exporter(Settings(store.sidecar.url, flush_age_s=60.0, codec="bitpack"))
+    yield made
+    made.close(5.0)
+
+
 def known(exporter, trajectory, prompt):
     return exporter.known.find(trajectory, LINEAGE, prompt)
 
@@ -137,3 +145,18 @@ def test_a_lost_turn_is_forgotten_at_once(store, exporter):
 
     described = store.get("/v1/trajectories/given").json()
     assert described["coverage"]["complete"] is False
+
+
+def test_packed_turns_are_sealed_as_deltas_and_come_back_as_they_were_captured(packing, store):
+    first = Turn(packing, "packing-1", [1, 2, 3], [4, 5]).capture().end()
+    sealed(packing, 1)
+    second = Turn(packing, "packing-2", [1, 2, 3, 4, 5, 6], [7, 8], parent=first.id, start=4)
+    second.capture().end()
+    sealed(packing, 2)
+    header, _, _ = decode_routes(store.get("/v1/requests/packing-2/routes"))
+    with RouteStoreClient(store.sidecar.url) as client:
+        routes = client.fetch_request("packing-2")
+
+    assert header.items[0].manifest.dtype == "bitpack"
+    assert header.items[0].rows_nbytes == routes.experts.nbytes // 2
+    assert np.array_equal(routes.experts, np.concatenate([first.rows, second.rows]))

@@ -38,6 +38,7 @@ def frames() -> dict[str, bytes]:
         "delta": second.body,
         "drop": first.drop_frame("store_unreachable"),
         "routes": _routes(first),
+        "packed": make_upload("golden-9", seed=3, topk=8, num_experts=384, packed=True).body,
     }
 
 

@@ -15,6 +15,7 @@ from routereplay.wire import (
     PolicySpan,
     RecordManifest,
     Seal,
+    bitpack,
     digest,
     frame_bytes,
 )
@@ -27,7 +28,7 @@ class Upload:
     upload_id: str
     manifest: RecordManifest
     experts: np.ndarray
-    """`[rows, layers, topk]`."""
+    """`[rows, layers, topk]`; as sent, `[rows, layers, bytes of a cell]`, if they are packed."""
     token_ids: np.ndarray
     """`[prompt_len + completion_len]` int32."""
 
@@ -113,6 +114,7 @@ def make_upload(
     num_experts: int = 60,
     chunk_rows: int = 10,
     upload_id: str | None = None,
+    packed: bool = False,
     **manifest: object,
 ) -> Upload:
     """A complete upload whose rows and token ids are drawn from `seed`."""
@@ -125,6 +127,8 @@ def make_upload(
     experts = draw.integers(0, num_experts, (rows, num_layers, topk)).astype(
         "u1" if dtype == "uint8" else "<u2"
     )
+    if packed:
+        dtype, experts = "bitpack", bitpack(experts, num_experts)
     pieces = [experts[at : at + chunk_rows] for at in range(0, rows, chunk_rows)]
     fields = {"policy_versions": (PolicySpan("7", 0, len(tokens)),), "started_at": 1000.0 + seed}
     return Upload(

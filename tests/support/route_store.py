@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from routereplay.wire import MEDIA_TYPE, Routes, decode_frame
-from routereplay.wire.routes import numpy_dtype
+from routereplay.wire.codec import read_rows
 from support.engines import Cluster
 from support.frames import Upload
 from support.store_processes import DebianRedis, Sidecar, find_redis_server
@@ -65,8 +65,8 @@ def decode_routes(response: httpx.Response) -> tuple[Routes, list, list]:
     for item in frame.header.items:
         manifest = item.manifest
         flat = frame.payload[item.rows_offset : item.rows_offset + item.rows_nbytes]
-        shape = (item.rows, item.layers, manifest.topk)
-        rows.append(np.frombuffer(flat, numpy_dtype(manifest.dtype)).reshape(shape))
+        found = (item.layers, manifest.topk, manifest.num_experts)
+        rows.append(read_rows(flat, manifest.dtype, *found))
         flat = frame.payload[item.tokens_offset : item.tokens_offset + item.tokens_nbytes]
         tokens.append(np.frombuffer(flat, "<i4"))
     return frame.header, rows, tokens

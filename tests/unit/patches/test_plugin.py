@@ -116,6 +116,7 @@ def test_defaults_hold_without_any_variable():
         ("ROUTEREPLAY_QUEUE_BYTES", "many"),
         ("ROUTEREPLAY_QUEUE_BYTES", "-1"),
         ("ROUTEREPLAY_RETRY_DEADLINE_S", "inf"),
+        ("ROUTEREPLAY_CODEC", "zip"),
         ("ROUTEREPLAY_API_KEY_FILE", "/nowhere/key"),
     ],
 )

@@ -92,10 +92,11 @@ def kill(exporter):
     exporter._spool.abandon()
 
 
+@pytest.mark.parametrize("codec", ["raw", "bitpack"])
 def test_rows_go_to_disk_while_the_store_is_away_and_arrive_when_it_is_back(
-    make_exporter, make_store, make_info, make_rows, ending, root, port
+    make_exporter, make_store, make_info, make_rows, ending, root, port, codec
 ):
-    exporter = make_exporter()
+    exporter = make_exporter(codec=codec)
     record(exporter, make_info(0), [make_rows(5)], ending)
     record(exporter, make_info(1), [make_rows(2)])
     spooled(exporter, 7)
@@ -109,6 +110,9 @@ def test_rows_go_to_disk_while_the_store_is_away_and_arrive_when_it_is_back(
 
     eventually(lambda: not files(root))  # It is removed just after it is counted.
     assert {h.request_id for h in store.headers_of(Chunk)} == {"cmpl-0", "cmpl-1"}
+    # What waits, goes to disk and arrives is counted as it was captured, however it is written.
+    assert exporter.stats().acked.nbytes == make_rows(7).nbytes
+    assert {h.dtype == "bitpack" for h in store.headers_of(Chunk)} == {codec == "bitpack"}
 
 
 def test_others_can_read_nothing_of_it(make_exporter, make_info, make_rows, ending, root):

@@ -11,7 +11,7 @@ from routereplay.sidecar.reading import INLINE_BYTES, Piece, placed, read_rows
 from routereplay.sidecar.ready import Ready
 from routereplay.sidecar.room import Room
 from routereplay.sidecar.store.base import Blobs
-from routereplay.sidecar.store.windows import windows
+from routereplay.sidecar.store.windows import WINDOW_BYTES, windows
 from routereplay.wire.digest import Buffer, RunningDigest, digest
 from routereplay.wire.errors import CorruptRecord, RouteReplayError, RoutesExpired
 from routereplay.wire.frame import aligned, padding
@@ -20,6 +20,19 @@ KEEP_BYTES = 64 * 1024 * 1024
 """Longest payload that is kept between hashing and sending; of a longer one rows are read twice."""
 
 _room = Room(4 * KEEP_BYTES)
+
+_STREAMED_BYTES = 64 * 1024 * 1024
+"""What all answers that are read as they are sent may hold; a slow reader holds its window
+for minutes, and there may be a thousand."""
+_LEAST_WINDOW_BYTES = 256 * 1024
+
+_streaming = 0
+"""How many there are."""
+
+
+def _window_bytes() -> int:
+    share = _STREAMED_BYTES // max(_streaming, 1)
+    return max(min(share, WINDOW_BYTES), _LEAST_WINDOW_BYTES)
 
 
 class Payload:
@@ -79,6 +92,7 @@ class Payload:
         for ready in self._items:
             async for buffer in self._read(ready):
                 yield buffer
+                del buffer
             yield padding(ready.nbytes)
             yield ready.tokens
             yield padding(len(ready.tokens))
@@ -101,11 +115,20 @@ class Payload:
         return {}
 
     async def _read(self, ready: Ready) -> AsyncIterator[Buffer]:
-        for window in windows(ready.pieces, lambda piece: piece.nbytes):
-            memory = np.empty(sum(piece.nbytes for piece in window), np.uint8)
-            for error in (await read_rows(self._blobs, placed(window, memory.data))).values():
-                raise error
-            yield memory.data
+        global _streaming
+        _streaming += 1
+        try:
+            for window in windows(ready.pieces, lambda piece: piece.nbytes, _window_bytes):
+                # Bound to no name here: it is gone before the next one is made.
+                yield await self._rows_of(window)
+        finally:
+            _streaming -= 1
+
+    async def _rows_of(self, window: list[Piece]) -> memoryview:
+        memory = np.empty(sum(piece.nbytes for piece in window), np.uint8)
+        for error in (await read_rows(self._blobs, placed(window, memory.data))).values():
+            raise error
+        return memory.data
 
 
 async def _hash_rows(ready: Ready, rows: memoryview) -> None:

@@ -21,7 +21,11 @@ from routereplay.wire.digest import digest
 from routereplay.wire.errors import BadRequest, CorruptRecord, RouteReplayError, RoutesExpired
 from routereplay.wire.records import RecordManifest
 
-_scratch = Scratch(4, 2 * WINDOW_BYTES)
+_AT_ONCE = 8
+"""Windows that are read at one time: more would not come sooner, and each takes memory."""
+
+_scratch = Scratch(_AT_ONCE // 2, 2 * WINDOW_BYTES)
+_turn = asyncio.Semaphore(_AT_ONCE)
 
 INLINE_BYTES = 256 * 1024
 """Hashing more than this on the event loop would make every other client wait."""
@@ -161,8 +165,10 @@ async def read_rows(blobs: Blobs, wanted: Sequence[Piece]) -> dict[int, RouteRep
     """
     errors: dict[int, RouteReplayError] = {}
     for window in windows(list(enumerate(wanted)), lambda one: _moved_nbytes(one[1])):
-        with _scratch.lent(sum(_moved_nbytes(piece) for _, piece in window)) as scratch:
-            errors |= await _read_window(blobs, window, scratch)
+        nbytes = sum(_moved_nbytes(piece) for _, piece in window)
+        async with _turn:
+            with _scratch.lent(nbytes) as scratch:
+                errors |= await _read_window(blobs, window, scratch)
     return errors
 
 

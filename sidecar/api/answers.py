@@ -59,6 +59,7 @@ async def _frame(found: fetch.Response, metrics: Metrics) -> Response:
         yield head
         async for buffer in found.payload():
             yield memoryview(buffer)
+            del buffer
 
     headers = {"Content-Length": str(length)}
     return StreamingResponse(body(), headers=headers, media_type=MEDIA_TYPE)

@@ -10,15 +10,17 @@ T = TypeVar("T")
 WINDOW_BYTES = 4 * 1024 * 1024
 
 
-def windows(values: Sequence[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
-    """Group values, in order; a group ends with the one that reaches `WINDOW_BYTES`."""
+def windows(
+    values: Sequence[T], nbytes: Callable[[T], int], most: Callable[[], int] = lambda: WINDOW_BYTES
+) -> Iterator[list[T]]:
+    """Group values, in order; a group ends with the one that reaches `most()` bytes."""
     window: list[T] = []
-    room = WINDOW_BYTES
+    room = most()
     for value in values:
         window.append(value)
         room -= nbytes(value)
         if room <= 0:
             yield window
-            window, room = [], WINDOW_BYTES
+            window, room = [], most()
     if window:
         yield window

@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import socket
 import ssl
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -19,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from routereplay.client._in_time import response_within
 from routereplay.client.tls import connection_hint
 from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import StoreTimeout, StoreUnreachable
@@ -85,7 +85,7 @@ class Connections:
         body: Sequence[Buffer] = (),
         headers: Mapping[str, str] | None = None,
         room: Room = fresh,
-        body_s: float | None = None,
+        answer_s: float | None = None,
     ) -> Answer:
         """Send a request and receive its answer; a good answer's body is received into `room`.
 
@@ -96,23 +96,24 @@ class Connections:
             method, target, body, headers: the request; `body` is sent from where it is.
             timeout_s: longest silence, both ways.
             room: memory for the answer.
-            body_s: longest time for all of the answer's body.
+            answer_s: longest time for all of the answer, head and body.
 
         Raises:
-            StoreTimeout: nothing was sent or received for `timeout_s`, or `body_s` is over.
+            StoreTimeout: nothing was sent or received for `timeout_s`, or `answer_s` is over.
             StoreUnreachable: no connection, or it broke.
         """
         while True:
             connection, is_reused = self._take()
             try:
-                response = self._ask(connection, method, target, timeout_s, body, headers)
+                limits = timeout_s, answer_s
+                response = self._ask(connection, method, target, limits, body, headers)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if is_reused and not isinstance(error, TimeoutError):
                     continue
                 raise self._error(error) from error
             try:
-                answer = Answer(response.status, response.headers, _body(response, room, body_s))
+                answer = Answer(response.status, response.headers, _body(response, room))
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 raise self._error(error) from error
@@ -161,10 +162,11 @@ class Connections:
         connection: http.client.HTTPConnection,
         method: str,
         target: str,
-        timeout_s: float,
+        limits: tuple[float, float | None],
         body: Sequence[Buffer],
         headers: Mapping[str, str] | None,
     ) -> http.client.HTTPResponse:
+        timeout_s, answer_s = limits
         if connection.sock is None:
             connection.connect()
         connection.sock.settimeout(timeout_s)
@@ -179,6 +181,8 @@ class Connections:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for piece in _joined(body):
                 connection.sock.sendall(piece)
+        # Called as the class would be.
+        connection.response_class = response_within(answer_s, timeout_s)  # type: ignore[assignment]
         return connection.getresponse()
 
     def _error(self, error: Exception) -> StoreTimeout | StoreUnreachable:
@@ -203,12 +207,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _body(response: http.client.HTTPResponse, room: Room, body_s: float | None) -> memoryview:
-    ends_at = None if body_s is None else time.monotonic() + body_s
+def _body(response: http.client.HTTPResponse, room: Room) -> memoryview:
     length = response.length
     if length is None:
         # Chunked, or until the end: from something that is not the store.
-        return memoryview(_some(response, ends_at))
+        return memoryview(response.read(_LONGEST_REFUSAL))
     # A refusal is read whatever room there is: it says why.
     is_good = 200 <= response.status < 300
     view = room(length) if is_good else fresh(min(length, _LONGEST_REFUSAL))
@@ -219,23 +222,9 @@ def _body(response: http.client.HTTPResponse, room: Room, body_s: float | None) 
             msg = f"the connection ended after {done} of {length} bytes"
             raise http.client.HTTPException(msg)
         done += got
-        if ends_at is not None and done < len(view) and time.monotonic() > ends_at:
-            msg = f"{done} of {length} bytes came in {body_s:g} s"
-            raise TimeoutError(msg)
     if not length:
         response.read()
     return view
-
-
-def _some(response: http.client.HTTPResponse, ends_at: float | None) -> bytes:
-    """Return the beginning of a body of unknown length, or fail if it drips in for too long."""
-    found = bytearray()
-    while len(found) < _LONGEST_REFUSAL and (piece := response.read1(_LONGEST_REFUSAL)):
-        found += piece
-        if ends_at is not None and time.monotonic() > ends_at:
-            msg = "an answer that does not end"
-            raise TimeoutError(msg)
-    return bytes(found[:_LONGEST_REFUSAL])
 
 
 def _joined(parts: Sequence[Buffer]) -> list[Buffer]:

@@ -83,7 +83,7 @@ class Sender:
                 body=[part for frame in frames for part in frame],
                 headers=headers,
                 room=_room,
-                body_s=self._timeout_s,
+                answer_s=self._timeout_s,
             )
         except TransportError as error:
             return Unavailable(error.message, 0.0)

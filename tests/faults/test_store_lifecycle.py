@@ -73,6 +73,46 @@ def test_c03_a_stopping_store_ends_in_time_and_loses_nothing(verdict, tmp_path):
         load.judge(verdict)
 
 
+WEDGED = """
+import time
+from routereplay.sidecar import server
+from routereplay.sidecar.runtime import Runtime
+
+async def hang(self):
+    time.sleep(1000)
+
+Runtime.close, server._LAST_RESORT_S = hang, 2
+server.serve(server.Settings())
+"""
+
+
+@pytest.mark.fault("C5", "a stop that hangs", injected="the event loop blocks", short=True)
+def test_c05_a_stop_that_hangs_ends_and_says_where(verdict, tmp_path):
+    sidecar = Sidecar(tmp_path, graceful_shutdown_s=1, program=["-c", WEDGED])
+    try:
+        sidecar.start()
+        body = make_upload("before").body
+        assert httpx.post(f"{sidecar.url}/v1/ingest", content=body).status_code == 200
+        told = time.monotonic()
+        sidecar.signal(signal.SIGTERM)
+        code = sidecar.wait(20)
+        seconds = time.monotonic() - told
+    finally:
+        sidecar.stop()
+    again = Sidecar(tmp_path)
+    try:
+        again.start()
+        until(again.is_ready, 20)
+        verdict.acked = 1
+        verdict.lost = int(httpx.get(f"{again.url}/v1/requests/before/routes").status_code != 200)
+    finally:
+        again.stop()
+    assert code == 1
+    assert 2.5 < seconds < 8
+    assert "in hang" in sidecar.log()
+    verdict.note = f"ended by itself after {seconds:.1f} s, with the stack of every thread"
+
+
 @pytest.mark.fault("C4", "the store freezes for 20 s", injected="SIGSTOP")
 def test_c04_a_store_that_froze_for_long_is_asked_again(verdict, tmp_path):
     spool = tmp_path / "spool"

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -64,10 +65,16 @@ class DebianRedis:
 
 
 class Sidecar:
-    """`python -m routereplay.sidecar` on a free port, with settings as keywords."""
+    """`python -m routereplay.sidecar` on a free port, with settings as keywords.
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    Args:
+        folder: of its data and its log.
+        program: arguments of Python in place of `-m routereplay.sidecar`.
+    """
+
+    def __init__(self, folder: Path, *, program: Sequence[str] = (), **settings: object) -> None:
         self._folder = folder
+        self._program = program or ("-m", "routereplay.sidecar")
         self._settings = settings
         self._process: subprocess.Popen | None = None
         with socket.socket() as free:
@@ -83,7 +90,7 @@ class Sidecar:
         environment["TMPDIR"] = str(self._folder)
         with (self._folder / "sidecar.log").open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "routereplay.sidecar"],
+                [sys.executable, *self._program],
                 env=environment,
                 stdout=log,
                 stderr=log,

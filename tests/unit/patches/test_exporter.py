@@ -493,16 +493,25 @@ def test_what_a_store_says_late_of_one_post_is_no_answer_to_the_next(
     assert exporter.stats().records == {"sealed": 1}
 
 
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-Drip: y\r\n"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"H"),
+    ],
+    ids=["chunks", "body", "headers", "continue", "status line"],
+)
 def test_an_answer_that_drips_for_ever_is_given_up(
-    store, make_exporter, make_info, make_rows, ending
+    store, make_exporter, make_info, make_rows, ending, head, drop
 ):
     def drip(handler, frames):
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
         with contextlib.suppress(OSError):
+            handler.wfile.write(head)
             for _ in range(100):
-                handler.wfile.write(b"1\r\nx\r\n")
+                handler.wfile.write(drop)
                 time.sleep(0.1)
         return True
 

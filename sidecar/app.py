@@ -74,7 +74,11 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     # The last one added is the first one asked.
     app.add_middleware(
-        Authenticate, keys=keys, admission=runtime.admission, metrics=runtime.metrics
+        Authenticate,
+        keys=keys,
+        admission=runtime.admission,
+        metrics=runtime.metrics,
+        allowed_hosts=settings.host_names,
     )
     app.add_middleware(Observe, metrics=runtime.metrics)
     app.add_middleware(WholeIds)

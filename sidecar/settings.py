@@ -99,9 +99,9 @@ class Settings(BaseSettings):
     memory_high_water: float = Field(default=0.9, gt=0, le=1)
     """Part of the engine's memory from which on new routes are answered 503."""
     max_trajectory_bytes: int = Field(default=2048 * MIB, ge=1)
-    """Rows that one trajectory may bring within `ttl_s`."""
+    """Rows that one trajectory may bring while it lives."""
     max_trajectory_requests: int = Field(default=10_000, ge=1)
-    """Requests that one trajectory may bring within `ttl_s`."""
+    """Requests that one trajectory may bring while it lives."""
     max_key_inflight_bytes: int = Field(default=256 * MIB, ge=1)
     """Ingest bodies of one API key in memory at one time."""
     max_key_requests: int = Field(default=256, ge=1)
@@ -116,6 +116,8 @@ class Settings(BaseSettings):
     """How long a body, or a client that reads an answer, may lag behind `min_bytes_per_s`."""
     min_bytes_per_s: float = Field(default=64 * 1024, gt=0)
     """Least average rate of a body and of a client that reads an answer."""
+    allowed_hosts: str | None = None
+    """Names, separated by commas, that a store without keys may be asked by; `*` is any."""
     max_connections: int = Field(default=1024, ge=1)
     """Open connections of clients; one more is answered 503."""
     graceful_shutdown_s: int = Field(default=25, ge=1)
@@ -176,6 +178,12 @@ class Settings(BaseSettings):
             msg = f"ROUTEREPLAY_REDIS_URL_FILE={self.redis_url_file}: {error}"
             raise EngineStartError(msg) from error
         return url
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Names of `allowed_hosts`, in lower case."""
+        names = (name.strip().lower() for name in (self.allowed_hosts or "").split(","))
+        return frozenset(name for name in names if name)
 
     @property
     def index_ttl_s(self) -> int:

@@ -48,11 +48,12 @@ _OTHER: dict[Operation, Schema] = {
 
 _ALWAYS = (
     errors.BadRequest,
+    errors.Forbidden,
     errors.HeadersTooLarge,
     errors.RequestTooSlow,
     errors.StoreUnavailable,
 )
-_WITH_KEYS = (errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
+_WITH_KEYS = (errors.Unauthenticated, errors.RateLimited)
 _ABSENT = (
     errors.NotFound,
     errors.RoutesPending,

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from routereplay.sidecar.admission import Admission
 from routereplay.sidecar.api.problems import problem, status_of
+from routereplay.sidecar.auth.hosts import is_local_name
 from routereplay.sidecar.auth.key_store import WatchedKeys
 from routereplay.sidecar.auth.keys import utc_now
 from routereplay.sidecar.auth.principal import ANYONE, Principal
@@ -31,12 +32,18 @@ class Authenticate:
     """
 
     def __init__(
-        self, app: ASGIApp, keys: WatchedKeys | None, admission: Admission, metrics: Metrics
+        self,
+        app: ASGIApp,
+        keys: WatchedKeys | None,
+        admission: Admission,
+        metrics: Metrics,
+        allowed_hosts: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
         self._keys = keys
         self._admission = admission
         self._metrics = metrics
+        self._allowed_hosts = allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its principal."""
@@ -74,6 +81,7 @@ class Authenticate:
     def _principal(self, scope: Scope) -> Principal | None:
         """Return who asks; None for a probe without a key."""
         if self._keys is None:
+            self._check_host(scope)
             return ANYONE
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         if not sent and scope["path"] in OPEN_PATHS:
@@ -82,6 +90,16 @@ class Authenticate:
             msg = "send the store's API key, once: Authorization: Bearer rr_..."
             raise Unauthenticated(msg)
         return self._keys.ring.principal(_key(sent[0], scope["method"]), utc_now())
+
+    def _check_host(self, scope: Scope) -> None:
+        for name, value in scope["headers"]:
+            if name == b"host" and not is_local_name(value.decode("latin-1"), self._allowed_hosts):
+                msg = (
+                    f"asked as {value[:80].decode('latin-1')!r}; a store without API keys answers "
+                    "to addresses and to names that no stranger can have. Use its address, name it "
+                    "in ROUTEREPLAY_ALLOWED_HOSTS, or make keys with `routereplay keys new`"
+                )
+                raise Forbidden(msg)
 
 
 def scope_of(method: str, path: str) -> KeyScope:

@@ -267,3 +267,19 @@ def test_the_doctor_tells_whether_the_store_takes_our_key(
     assert findings["store"].state == "ok"
     assert findings["key"].state == state
     assert said in findings["key"].text
+
+
+def test_without_keys_a_page_of_another_site_reaches_nothing(tmp_path):
+    with running_store("embedded", tmp_path, durability="memory") as keyless:
+        keyless.put(make_upload("private"))
+        for path in ("/v1/requests/private/routes", "/", "/livez"):
+            answer = keyless.http.get(path, headers={"Host": "rebound.example:8400"})
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        stranger = {"Host": "rebound.example"}
+        assert keyless.http.delete("/v1/requests/private", headers=stranger).status_code == 403
+        assert keyless.get("/v1/requests/private/routes").status_code == 200
+
+
+def test_with_keys_any_name_will_do(store, by):
+    headers = {"Host": "store.example.com", **bearer(by["read"])}
+    assert store.http.get("/v1/requests/owned", headers=headers).status_code in (200, 404)

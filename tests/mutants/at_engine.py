@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from mutants import world as w
-from mutants.changes import repeated, stale, twice, zeroed
+from mutants.changes import drafted, older, repeated, stale, twice, zeroed
 from mutants.registry import mutant
-from mutants.world import COMPLETION, EXPERTS, FIRST_PROMPT, LAYERS, LENGTH
+from mutants.world import COMPLETION, EXPERTS, FIRST_PROMPT
 
 
 def _on_rows(change):
@@ -32,20 +32,13 @@ _ROWS = {
     "prompt rows zero": (lambda rows: zeroed(rows, FIRST_PROMPT), "tpu-inference#3583", False),
     "one row repeated": (repeated, "", False),
     "a third of the rows a stale row": (stale, "vllm#39568", False),
-    "a draft model's rows in one layer": (lambda rows: _drafted(rows), "vllm#48622", False),
+    "a draft model's rows in one layer": (drafted, "vllm#48622", False),
     "one row too few": (lambda rows: rows[:-1], "verl#6027", False),
     "padded rows behind the real ones": (lambda rows: _padded(rows), "sglang#36404", True),
     "one expert twice in a row": (twice, "verl#4986", False),
     "ids past the experts": (lambda rows: rows + np.uint8(EXPERTS), "", False),
     "int8 where uint16 belongs": (lambda rows: rows.astype(np.int8), "prime-rl#3051", False),
 }
-
-
-def _drafted(rows):
-    other = np.random.default_rng(1).random((len(rows), EXPERTS)).argsort(-1)
-    rows = rows.copy()
-    rows[:, 2] = other[:, : rows.shape[2]]
-    return rows
 
 
 def _padded(rows):
@@ -81,13 +74,27 @@ def _(requests):
 @mutant("a stale prefix of an older policy", "engine", seen="miles#3277")
 def _(requests):
     """The second turn's prompt rows come from weights that are not those it samples with."""
-    stale = np.random.default_rng(2).random((LENGTH, LAYERS, EXPERTS)).argsort(-1)
-    stale = stale[..., : w.TOPK].astype(np.uint8)
-    stale[:, 0] = 0
     found = []
     for r in requests:
-        rows = r.rows.copy()
         cut = r.prompt_len if r.turn == 0 else FIRST_PROMPT + COMPLETION
-        rows[:cut] = stale[:cut]
-        found.append(replace(r, rows=rows, policy="1" if r.turn == 0 else "2"))
+        policy = "1" if r.turn == 0 else "2"
+        found.append(replace(r, rows=older(r.rows, cut), policy=policy))
     return found
+
+
+@mutant("rows of the request that came after a preemption", "engine", seen="vllm#45635")
+def _(requests):
+    """From the middle on, what another request wrote into the same slots."""
+    found = []
+    for r in requests:
+        after = requests[(requests.index(r) + len(requests) // w.TRAJECTORIES) % len(requests)]
+        rows, half = r.rows.copy(), len(r.rows) // 2
+        rows[half:] = after.rows[half:]
+        found.append(replace(r, rows=rows))
+    return found
+
+
+@mutant("ids above 255 wrapped into bytes", "engine", seen="prime-rl#3051", short=True)
+def _(requests):
+    """The model has 300 experts; its rows come as bytes, distinct and in range."""
+    return [replace(r, experts=300) for r in requests]

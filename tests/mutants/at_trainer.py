@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mutants import world as w
-from mutants.changes import repeated, stale, twice, zeroed
+from mutants.changes import drafted, older, repeated, stale, twice, zeroed
 from mutants.registry import mutant
 from mutants.world import EXPERTS, LENGTH
 from routereplay.client import PackedRoutes
@@ -38,6 +38,10 @@ mutant("trajectories swapped", "pack")(_packed(lambda rows: np.roll(rows, LENGTH
 mutant("rows zeroed", "pack", seen="verl#4986", short=True)(_packed(lambda rows: zeroed(rows, 9)))
 mutant("one row repeated", "pack")(_packed(repeated))
 mutant("a third of the rows a stale row", "pack")(_packed(stale))
+mutant("a draft model's rows in one layer", "pack")(_packed(drafted))
+mutant("a stale prefix of an older policy", "pack", seen="miles#3277")(
+    _packed(lambda rows: older(rows, len(rows) // 4))
+)
 mutant("one expert twice in a row", "pack")(_packed(twice))
 mutant("ids past the experts", "pack", seen="SkyRL#2091")(
     _packed(lambda rows: rows + np.uint8(EXPERTS))
@@ -107,6 +111,32 @@ def _(world, batch):
         replay.begin_microbatch(batch.packed, batch.row_ids)
         w.forward_backward(world, batch)
         w.forward_backward(world, batch)
+
+
+@mutant("microbatches in another order", "replay", seen="SkyRL#1908")
+def _(world, batch):
+    """Tokens of one microbatch, routes of another with as many rows."""
+    other = replace(batch, token_ids=batch.token_ids.roll(LENGTH, dims=1))
+    with w.step(world) as replay:
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        w.forward_backward(world, other)
+
+
+@mutant("a bypass that was left open", "replay", seen="NeMo-RL#4083", short=True)
+def _(world, batch):
+    with w.step(world) as replay:
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        with replay.bypass():
+            w.forward_backward(world, batch)
+
+
+@mutant("a teacher's pass inside the step", "replay", seen="NeMo-RL#4083")
+def _(world, batch):
+    with w.step(world) as replay:
+        replay.begin_microbatch(batch.packed, batch.row_ids)
+        w.forward_backward(world, batch)
+        with torch.no_grad():
+            w.forward_only(world, batch)
 
 
 @mutant("live routing in the place of replay", "replay", seen="verl#7340")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mutants.world import EXPERTS
+
 
 def zeroed(rows: np.ndarray, count: int) -> np.ndarray:
     """The first `count` rows all zero."""
@@ -23,6 +25,22 @@ def twice(rows: np.ndarray) -> np.ndarray:
     """One row that names an expert twice, in one layer."""
     rows = rows.copy()
     rows[len(rows) // 2, 1, 1] = rows[len(rows) // 2, 1, 0]
+    return rows
+
+
+def drafted(rows: np.ndarray) -> np.ndarray:
+    """One layer another model's choices."""
+    other = np.random.default_rng(1).random((len(rows), EXPERTS)).argsort(-1)
+    rows = rows.copy()
+    rows[:, 2] = other[:, : rows.shape[2]]
+    return rows
+
+
+def older(rows: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` rows those of a policy that chose otherwise; layer 0 is dense."""
+    other = np.random.default_rng(2).random((count, rows.shape[1], EXPERTS)).argsort(-1)
+    rows = rows.copy()
+    rows[:count, 1:] = other[:, 1:, : rows.shape[2]]
     return rows
 
 

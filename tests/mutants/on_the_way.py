@@ -5,12 +5,13 @@ A mutant is right in every shape that its station could check.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 
 from mutants import world as w
-from mutants.changes import repeated
+from mutants.changes import drafted, older, repeated, stale
 from mutants.registry import mutant
 from mutants.world import COMPLETION, FIRST_PROMPT, LAYERS, LENGTH, NEXT_PROMPT
 from routereplay.client import Trajectory
@@ -47,6 +48,20 @@ def _(body):
     return body[:start] + body[start + row :] + body[start : start + row]
 
 
+@mutant("rows zeroed", "wire")
+def _(body):
+    start = _payload_start(body)
+    return body[:start] + bytes(len(body) - start) if _is_chunk(body) else body
+
+
+@mutant("layers shifted by one", "wire")
+def _(body):
+    if not _is_chunk(body):
+        return body
+    start = _payload_start(body)
+    return body[:start] + body[start + w.TOPK :] + body[start : start + w.TOPK]
+
+
 @mutant("token edited in history", "wire")
 def _(body):
     return body if _is_chunk(body) else _flip(body, _payload_start(body))
@@ -65,9 +80,14 @@ def _(body):
 # --- store: what lies in the engine -----------------------------------------------------------
 
 
-def _values(store, name, what=b":rows:"):
-    keys = sorted(key for key in store.engine.scan_iter(f"*{name}*", count=1000) if b":b:" in key)
-    return [key for key in keys if store.engine.strlen(key) > 0 and what in key] or keys
+_ROWS = re.compile(rb":c\d+:")
+"""In the key of a chunk's rows; token ids lie under `:k:`."""
+
+
+def _values(store, name):
+    keys = sorted(key for key in store.engine.scan_iter(f"*{name}*") if _ROWS.search(key))
+    assert keys, f"the store holds no rows of {name}"
+    return keys
 
 
 @mutant("one bit of a row", "store", short=True)
@@ -100,6 +120,32 @@ def _(store, names):
         a, b = store.engine.get(left), store.engine.get(right)
         store.engine.set(left, b, keepttl=True)
         store.engine.set(right, a, keepttl=True)
+
+
+@mutant("one row repeated", "store")
+def _(store, names):
+    for name in names:
+        for key in _values(store, name):
+            value, row = store.engine.get(key), LAYERS * w.TOPK
+            store.engine.set(key, (value[:row] * len(value))[: len(value)], keepttl=True)
+
+
+@mutant("layers shifted by one", "store")
+def _(store, names):
+    for name in names:
+        for key in _values(store, name):
+            value = store.engine.get(key)
+            store.engine.set(key, value[w.TOPK :] + value[: w.TOPK], keepttl=True)
+
+
+@mutant("turns swapped", "store")
+def _(store, names):
+    """The rows of two turns of one trajectory, each under the other's key."""
+    for name in names:
+        first, *_, last = _values(store, name)
+        one, other = store.engine.get(first), store.engine.get(last)
+        store.engine.set(first, other, keepttl=True)
+        store.engine.set(last, one, keepttl=True)
 
 
 @mutant("a value lost", "store")
@@ -146,6 +192,27 @@ mutant("layers shifted by one", "stitch", seen="verl#5037")(
 )
 mutant("rows zeroed", "stitch", seen="prime-rl#1807")(_turns(np.zeros_like))
 mutant("one row repeated", "stitch")(_turns(repeated))
+mutant("two MoE layers swapped", "stitch", seen="verl#5452")(
+    _turns(lambda rows: rows[:, [0, 2, 1, 3]])
+)
+mutant("a third of the rows a stale row", "stitch", seen="vllm#39568")(_turns(stale))
+mutant("a draft model's rows in one layer", "stitch", seen="vllm#48622")(_turns(drafted))
+mutant("a stale prefix of an older policy", "stitch", seen="miles#3277", short=True)(
+    _turns(lambda rows: older(rows, len(rows) // 2))
+)
+
+
+@mutant("the row between two turns zero", "stitch", seen="prime-rl#1807", short=True)
+def _(trajectories):
+    """The last sampled token of a turn got its route with the next turn's prompt."""
+    found = []
+    for one in trajectories:
+        turns = list(one.turns)
+        experts = turns[1].experts.copy()
+        experts[0] = 0
+        turns[1] = _with(turns[1], experts)
+        found.append(Trajectory(one.trajectory_id, tuple(turns), one.unsealed))
+    return found
 
 
 @mutant("last turn lost", "stitch", seen="miles#1672", short=True)
@@ -189,6 +256,22 @@ def _(conversations):
         replace(first, token_ids=first.token_ids[keep], trained=first.trained[keep]),
         *conversations[1:],
     ]
+
+
+@mutant("chat template adds a token between two turns", "tokens", seen="prime-rl#1807")
+def _(conversations):
+    first = conversations[0]
+    at = FIRST_PROMPT + COMPLETION
+    tokens, trained = np.insert(first.token_ids, at, 7), np.insert(first.trained, at, False)
+    return [
+        replace(first, token_ids=tokens.astype(np.int32), trained=trained),
+        *conversations[1:],
+    ]
+
+
+@mutant("conversations in another order", "tokens")
+def _(conversations):
+    return [*conversations[1:], conversations[0]]
 
 
 @mutant("prompt tokens trained as if sampled", "tokens")

@@ -17,10 +17,12 @@ the client, stitch and pack, and are replayed by the same model with full recomp
 the place of one station. It counts as caught if an error ends the step before its gradient can be
 applied. *Seen in* names where others met it.
 
-What no input of a trainer can cause (routes of another microbatch at recompute, gates gathered
-from masked scores, routers that nobody runs) is held by `test_peer_bugs.py` and `test_mutations.py`
-in `tests/e2e/megatron_replay`. The canary does not see a part of the rows that is less than a tenth
-of those compared and in no stretch of its own.
+What no input of a trainer can cause is held by `test_peer_bugs.py` and `test_mutations.py` in
+`tests/e2e/megatron_replay`: routes of another microbatch at recompute, gates gathered from masked
+scores (Megatron-LM#79), routers that nobody runs (verl#7340), draft layers that take the backbone's
+routes (NeMo-RL#3903), near-ties that flip at recompute (Automodel#3156). Not covered: padding for
+FP8 in the replayed path (verl#5989); it needs Transformer Engine. The canary does not see a part of
+the rows that is less than a tenth of those compared and in no stretch of its own.
 
 """
 _COLUMNS = """

@@ -57,6 +57,8 @@ class Request:
     """`[prompt + completion - 1, L, K]` uint8, the routes of every token that was fed."""
     policy: str = "1"
     choices: int = 1
+    experts: int = EXPERTS
+    """Of the model that the engine serves."""
 
 
 @dataclass
@@ -174,7 +176,8 @@ def record(requests: list[Request], store, name: str, wire=None) -> None:
     """Hand the requests to a recorder of their own, and wait until all is sealed or dropped."""
     url = store.sidecar.url
     exporter = Exporter(Settings(url))
-    recorder = Recorder(FACTS, exporter, keep_native=False)
+    facts = replace(FACTS, num_experts=requests[0].experts)
+    recorder = Recorder(facts, exporter, keep_native=False)
     states: dict[str, object] = {}
     parents: dict[tuple[int, int], SimpleNamespace] = {}
     with _tapped(wire):

@@ -150,6 +150,25 @@ def test_every_logger_gets_the_numbers_and_the_step():
     assert curve == {(name, 7): value for name, value in numbers.items()}
 
 
+def test_tensorboard_reads_the_curves_back(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        watch = ReplayWatch([tensorboard_logger(writer)])
+        first, second = (watch.finish(report(), step=step) for step in (3, 4))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    curves = {
+        name: [(one.step, one.value) for one in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+    assert curves.keys() == first.keys()
+    for name, curve in curves.items():
+        assert curve == [(3, pytest.approx(first[name])), (4, pytest.approx(second[name]))]
+
+
 def test_prometheus_counts_rows_and_shows_the_last_step_only():
     registry = CollectorRegistry()
     watch = ReplayWatch([PrometheusLogger(registry)])

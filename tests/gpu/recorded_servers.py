@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from support.behaviours import WITHOUT_TAP
 from support.lora_adapter import MODULES
 
 from routereplay.parity.vllm_server import API_SERVER, VllmServer
@@ -67,6 +68,8 @@ class Fleet:
         self._model = model
         self._setups = setups(adapter)
         self._environment = {"ROUTEREPLAY_STORE_URL": store_url, "PYTHONPATH": path}
+        if WITHOUT_TAP:
+            self._environment["ROUTEREPLAY_ENABLED"] = "0"
         self._logs = logs
         self._starting: dict[str, Future[VllmServer]] = {}
         self._pool = ThreadPoolExecutor(2 if ON_CPU else 8)

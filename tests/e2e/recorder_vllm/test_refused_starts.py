@@ -21,8 +21,9 @@ pytestmark = [
 
 UNKNOWN = """
 def register():
-    import vllm.model_executor.layers.fused_moe.routed_experts_capturer as capturer
-    capturer.BaseRouter = type("BaseRouter", (), {})
+    import vllm.model_executor.layers.fused_moe.layer  # All routers exist now.
+    import vllm.model_executor.layers.fused_moe.router.base_router as routers
+    routers.BaseRouter = type("BaseRouter", (), {})
 """
 """A plugin after which vLLM's capture knows no router of the model."""
 

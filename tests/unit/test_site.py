@@ -26,6 +26,7 @@ def test_every_page_is_in_the_navigation_once():
     assert set(found) == pages
 
 
+@pytest.mark.timeout(300)  # eight seconds of CPU, on machines that do much else
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="needs the extra 'docs'")
 def test_the_site_builds_without_a_warning(tmp_path):
     """As ./scripts/docs, but for writing the pages: links, anchors, docstrings, references."""

@@ -85,7 +85,7 @@ def _topk(model_config: Any) -> int:
 
 
 def attach(
-    output_processor: Any, facts: ModelFacts, model_config: Any, *, keep_native: bool
+    output_processor: Any, facts: ModelFacts, vllm_config: Any, *, keep_native: bool
 ) -> Canary | None:
     """Make `output_processor` record; returns the canary of its engine, if there is one."""
     check_output_processor(output_processor)
@@ -106,6 +106,16 @@ def attach(
     mode = process_settings().canary
     if mode == "off":
         return None
+    if vllm_config.load_config.load_format == "dummy":
+        # All layers hold the same numbers then, and choose the same experts.
+        process_metrics().canary("unproven")
+        logger.warning(
+            "route recorder: the weights are placeholders (--load-format dummy) until a trainer "
+            "sends its own, so no canary can tell whether routes are real; they are recorded and "
+            "watched"
+        )
+        return None
+    model_config = vllm_config.model_config
     canary = Canary(
         recorder,
         mode,

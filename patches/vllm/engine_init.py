@@ -23,7 +23,7 @@ def _attach_server(original: Function) -> Function:
         with _starting(facts, original):
             original(self, vllm_config, *args, **kwargs)
         if facts is not None:
-            attach(self.output_processor, facts, vllm_config.model_config, keep_native=False)
+            attach(self.output_processor, facts, vllm_config, keep_native=False)
 
     return __init__
 
@@ -36,8 +36,7 @@ def _attach_offline(original: Function) -> Function:
         if facts is not None:
             # The caller of offline LLM.generate holds the arrays in his own process: there is
             # no response to relieve, and they stay where his code looks for them.
-            model = vllm_config.model_config
-            canary = attach(self.output_processor, facts, model, keep_native=True)
+            canary = attach(self.output_processor, facts, vllm_config, keep_native=True)
             if canary is not None:
                 canary.before_use(self)
 

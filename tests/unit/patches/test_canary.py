@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.recorded_engine import MODEL, Engine
+from support.recorded_engine import MODEL, Engine, Handed
 from unit.patches.test_evidence import routes
 
+from routereplay.patches.vllm import attach
 from routereplay.patches.vllm.canary import Canary, CanaryFailed
 from routereplay.patches.vllm.engine_init import PROVE_FIRST
 
@@ -166,3 +167,31 @@ def test_an_offline_engine_is_judged_before_use():
 
 def test_the_model_of_these_tests_is_the_recorders():
     assert MODEL.num_layers == routes().shape[1]
+
+
+@pytest.mark.parametrize(
+    ("load_format", "states"), [("dummy", ["unproven"]), ("auto", ["pending"])]
+)
+def test_placeholders_for_weights_are_not_judged(monkeypatch, load_format, states):
+    """vLLM fills all layers with the same numbers: they choose the same experts, which is real."""
+    told = []
+    exporter = Handed()
+    exporter.only_new_rows, exporter.store_name = True, "store"
+    stand_ins = {
+        "check_output_processor": lambda processor: None,
+        "process_exporter": lambda: exporter,
+        "process_settings": lambda: SimpleNamespace(canary="refuse"),
+        "process_metrics": lambda: SimpleNamespace(canary=told.append),
+        "installed_release": lambda: SimpleNamespace(has=lambda feature: True),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(attach, name, stand_in)
+    config = SimpleNamespace(
+        load_config=SimpleNamespace(load_format=load_format),
+        model_config=SimpleNamespace(get_vocab_size=lambda: 1000, max_model_len=512),
+    )
+
+    canary = attach.attach(SimpleNamespace(), MODEL, config, keep_native=False)
+
+    assert told == states
+    assert (canary is None) == (load_format == "dummy")

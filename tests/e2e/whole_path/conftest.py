@@ -24,11 +24,14 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(checkpoint, store, tmp_path_factory):
+def server(checkpoint, store, release, tmp_path_factory):
     pytest.importorskip("vllm")
+    # Tokens in, tokens out, as vime and prime-rl ask: a flag since 0.30.
+    flags = ("--enable-scale-out",) if release.numbers >= (0, 30) else ()
     with VllmServer(
         checkpoint,
         dtype="float32",
+        arguments=flags,
         log_path=tmp_path_factory.mktemp("vllm") / "vllm.log",
         environment={"ROUTEREPLAY_STORE_URL": store.base_url},
     ) as running:

@@ -21,7 +21,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class FrontEnd:
         self._queues[request.request_id] = queue
         self.processor.add_request(request, None, None, 0, queue)
         self.left_out = request.sampling_params.routed_experts_prompt_start
+        self.request = request
         return request.request_id
 
     def step(self, outputs: list[Any]) -> float:
@@ -301,12 +302,12 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         yield f"| event loop late, {name} | {cells} |"
 
 
-def write_table(page: Path, result: dict[str, Any]) -> None:
-    """Put the table between the marks of a page."""
-    begin, end = (f"<!-- recorder_cost: {mark} -->\n" for mark in ("begin", "end"))
+def write_table(page: Path, name: str, lines: Iterable[str]) -> None:
+    """Put a table between its marks on a page."""
+    begin, end = (f"<!-- {name}: {mark} -->\n" for mark in ("begin", "end"))
     before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(end)
-    page.write_text("".join([before, begin, "\n".join(table(result)), "\n", end, after]))
+    page.write_text("".join([before, begin, "\n".join(lines), "\n", end, after]))
 
 
 def main() -> None:
@@ -356,7 +357,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.page:
-        write_table(arguments.page, result)
+        write_table(arguments.page, "recorder_cost", table(result))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from serving_gpu.tables import stages, throughput
+from serving_gpu.ways import SPLIT
+
 from route_store.plot import chart
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +41,7 @@ def generate() -> tuple[str, str]:
         "SKIPPED": _skipped(found["skipped"]),
         **{name.upper(): _rows(rows) for name, rows in found["growth"].items()},
         "BEFORE": _before(found),
-        "SERVING": _serving(),
+        **_serving(),
     }
     for name, text in parts.items():
         words = words.replace(f"@{name}@", text)
@@ -116,16 +119,19 @@ def _before(found: dict[str, Any]) -> str:
     return _rows(rows)
 
 
-def _serving() -> str:
-    """Return the tables of the runs on a GPU, if there are any."""
-    tables = []
-    for path in sorted(_RESULTS.glob("serving_gpu_*.json")):
-        run = json.loads(path.read_text())
-        for load, modes in run["summary"].items():
-            rows = [{"": mode, **figure} for mode, figure in modes.items()]
-            if rows:
-                tables.append(f"**{load}**, {run['sizes']} sizes, {run['card']}\n\n{_rows(rows)}")
-    return "\n\n".join(tables) or "Not measured yet on this version."
+def _serving() -> dict[str, str]:
+    """Return the tables of the runs on a GPU."""
+    both, split, gathered = (_gpu(name)["summary"] for name in ("small", "split", "gathered"))
+    return {
+        **{f"SERVING_{load.upper()}": _rows(throughput(both[load])) for load in both},
+        "SERVING_STAGES": _rows(stages(split["decoding"], SPLIT)),
+        "SERVING_GATHERED": _rows(stages(gathered["decoding"], ("off", "routereplay"))),
+    }
+
+
+def _gpu(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((_RESULTS / f"serving_gpu_h100_{name}.json").read_text())
+    return found
 
 
 def main() -> None:

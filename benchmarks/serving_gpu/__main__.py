@@ -21,10 +21,9 @@ from pathlib import Path
 from serving_gpu import model, profile, servers
 from serving_gpu.run import LOADS, Run
 from serving_gpu.servers import Server
-from serving_gpu.ways import WAYS, Way
+from serving_gpu.ways import SPLIT, WAYS, Way
 
 START_S = 330.0
-SPLIT = ("off", "captured", "scheduled", "received", "recorded", "answered")
 SCHEDULER = ["--scheduler-cls", "serving_gpu.scheduler.StagedScheduler"]
 
 

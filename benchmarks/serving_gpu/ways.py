@@ -55,3 +55,6 @@ WAYS = {
         _dropped("answered", return_routed_experts="1"),
     )
 }
+
+SPLIT = ("off", "captured", "scheduled", "received", "recorded", "answered")
+"""The stages, in the order that a row passes them."""

@@ -36,3 +36,11 @@ def test_a_router_runs_its_own_top_k_only_where_a_row_is_live(megatron):
         "one row live": 3,
         "compared": 3,
     }
+
+
+def test_a_replayed_call_widens_and_gathers_and_a_compared_one_stays_small(megatron):
+    found = megatron.run("variants.operations_of_router_calls")
+    # Three routers, forward and recompute.
+    assert found["replayed"] == [2] * 6
+    assert found["compared"][1:] == [2] * 5
+    assert found["compared"][0] <= 30

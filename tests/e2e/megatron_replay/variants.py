@@ -1,12 +1,15 @@
 """Models and recomputes of other kinds, and what a router call costs in top-k."""
 
 import contextlib
+import sys
+from pathlib import Path
 
 import bench
 import numpy as np
 import torch
 
 from routereplay.patches.megatron import enable_router_replay
+from routereplay.patches.megatron.layer import MegatronLayer
 
 
 def recomputed_modules(modules):
@@ -62,4 +65,33 @@ def topk_of_a_microbatch():
             bench.replay_train(model, replay, bench.pack(experts, live=live))
             found[name] = len(calls)
             replay.disable()
+    return found
+
+
+def operations_of_router_calls():
+    """How many operations each call of a router launches in a step, by what the step is."""
+    sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+    from router_call import Operations
+
+    counts, original = [], MegatronLayer.get_replay_topk
+
+    def counted(*args, **fields):
+        with Operations() as operations:
+            answer = original(*args, **fields)
+        counts.append(operations.count)
+        return answer
+
+    model = bench.build("full")
+    packed, found = bench.random_routes(1), {}
+    MegatronLayer.get_replay_topk = counted
+    try:
+        for name, every in (("replayed", 0), ("compared", 1)):
+            replay = enable_router_replay(model, canary_every=every, canary_layer=2)
+            for _ in range(2):  # The second time, rows were dealt before.
+                counts.clear()
+                bench.replay_train(model, replay, packed)
+            found[name] = list(counts)
+            replay.disable()
+    finally:
+        MegatronLayer.get_replay_topk = original
     return found

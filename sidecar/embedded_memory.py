@@ -14,10 +14,10 @@ from redis import exceptions as refusals
 from routereplay.sidecar.periodic import Periodic
 from routereplay.sidecar.store.redis_engine import close, connect
 
-_LOOK_EVERY_S = 0.25
+_LOOK_EVERY_S = 0.1
 _LEAST_BYTES = 64 * 1024 * 1024
-_MOST_BYTES = 256 * 1024 * 1024
-"""Giving a gigabyte back holds the engine up for 75 ms."""
+_MOST_BYTES = 128 * 1024 * 1024
+"""Giving a gigabyte back holds the engine up for 75 ms, and more comes between two looks."""
 
 
 MALLOC = {

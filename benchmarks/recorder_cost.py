@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -310,15 +311,9 @@ def write_table(page: Path, name: str, lines: Iterable[str]) -> None:
     page.write_text("".join([before, begin, "\n".join(lines), "\n", end, after]))
 
 
-def main() -> None:
-    """Measure, print a table, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--running", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--lag-seconds", type=float, default=2.0, help="of each mode and round")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--page", type=Path, help="page whose table is replaced by this one")
-    arguments = parser.parse_args()
+@contextmanager
+def recorder_store() -> Iterator[Path]:
+    """Run a route store that the recorder of this process sends to; yield its folder."""
     port = free_port()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -330,6 +325,19 @@ def main() -> None:
         ),
     ):
         os.environ["ROUTEREPLAY_STORE_URL"] = f"http://127.0.0.1:{port}"
+        yield Path(folder)
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--running", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--lag-seconds", type=float, default=2.0, help="of each mode and round")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--page", type=Path, help="page whose table is replaced by this one")
+    arguments = parser.parse_args()
+    with recorder_store() as folder:
         from transformers import AutoTokenizer
         from vllm.utils.gc_utils import freeze_gc_heap
 
@@ -338,7 +346,7 @@ def main() -> None:
         from routereplay.patches.vllm.install import install
 
         install()
-        tokenizer = AutoTokenizer.from_pretrained(write_tiny_moe(Path(folder) / "model"))
+        tokenizer = AutoTokenizer.from_pretrained(write_tiny_moe(folder / "model"))
         freeze_gc_heap()  # As vLLM's server does when it has started.
         before = cpu_ticks()
         result = {

@@ -17,15 +17,14 @@ import json
 import os
 import platform
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recorder_cost import EXPERTS, LAYERS, TOPK, FrontEnd, quartiles, write_table
-from route_store.processes import cpu_ticks, free_port, server, steal_share
+from recorder_cost import EXPERTS, LAYERS, TOPK, FrontEnd, quartiles, recorder_store, write_table
+from route_store.processes import cpu_ticks, steal_share
 from serving_gpu.model import SMALL, make
 
 MODES = ("off", "native", "front end only", "recorder")
@@ -212,22 +211,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--page", type=Path, help="page whose table is replaced by this one")
     arguments = parser.parse_args()
-    port = free_port()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        server(
-            ["-m", "routereplay.cli", "serve", "--port", str(port)],
-            port,
-            ROUTEREPLAY_DURABILITY="memory",
-            ROUTEREPLAY_DATA_DIR=folder,
-        ),
-    ):
-        os.environ["ROUTEREPLAY_STORE_URL"] = f"http://127.0.0.1:{port}"
+    with recorder_store() as folder:
         from routereplay.patches.vllm.attach import process_exporter
         from routereplay.patches.vllm.install import install
 
         install()
-        model = make(Path(folder) / "model", SMALL)
+        model = make(folder / "model", SMALL)
         before = cpu_ticks()
         result = {
             "machine": f"{os.cpu_count()} CPUs, Python {platform.python_version()}",

@@ -1,9 +1,10 @@
 """Measure what recording costs a vLLM server: `python -m serving_gpu --out DIR`.
 
 Needs a CUDA device, vLLM and this package's wheel; `ROUTEREPLAY_ALLOW_UNTESTED` is set, so a
-release of vLLM beside the tested ones runs too. With `--sizes small` the servers of all ways
-run side by side and take turns, load by load, in random order. With `--sizes true` one server
-fills the card, so the ways come one after the other: compare runs in both orders.
+release of vLLM beside the tested ones runs too. The servers of all ways take turns on one
+card, load by load, in random order. With `--sizes small` they fit it side by side. With
+`--sizes true` one fills it, and the others sleep meanwhile (vLLM's sleep mode: their weights
+wait in pinned host memory, about 75 GB a server).
 
 `--split` tells what of the cost is whose: see `ways.py`.
 """
@@ -18,7 +19,7 @@ import random
 import time
 from pathlib import Path
 
-from serving_gpu import model, profile, servers
+from serving_gpu import model, profile, servers, turns
 from serving_gpu.run import LOADS, Run
 from serving_gpu.servers import Server
 from serving_gpu.ways import SPLIT, WAYS, Way
@@ -27,51 +28,50 @@ START_S = 330.0
 SCHEDULER = ["--scheduler-cls", "serving_gpu.scheduler.StagedScheduler"]
 
 
-async def _together(run: Run, given: argparse.Namespace, folder: Path, store_url: str) -> None:
-    """All servers at once; loads take turns in random order."""
-    memory = ["--gpu-memory-utilization", str(given.utilization)]
-    memory += ["--kv-cache-memory-bytes", str(given.kv_bytes), *given.server_argument]
+async def _measure(run: Run, given: argparse.Namespace, folder: Path, store_url: str) -> None:
+    """Start all servers; loads take turns in random order."""
     with contextlib.ExitStack() as stack:
-        running: dict[str, Server] = {}
-        for number, mode in enumerate(dict.fromkeys(way.mode for way in given.ways)):
-            server = servers.vllm(mode, given.port + number, folder, store_url, memory, given.out)
-            stack.callback(server.stop)
-            running[mode] = server
-        for mode, server in running.items():
-            run.results["starts_s"][mode] = round(server.wait(START_S), 1)
+        running = await _start(stack, run, given, folder, store_url)
         run.write()
         for server in running.values():
+            await turns.take(server, running.values())
             await run.warm_up(server)
-        for name in given.loads:
-            for number in range(given.rounds):
+        for number in range(given.rounds):
+            for name in given.loads:
                 ways = [way for way in given.ways if not (number and way in given.once)]
                 if number and not run.has_time_for(name, ways):
-                    break
+                    continue
                 for way in random.sample(ways, len(ways)):
+                    await turns.take(running[way.mode], running.values())
                     # The same prompts for every way of a round, fresh ones in the next.
                     await run.load(running[way.mode], way, name, number)
         for way in given.profile:
+            await turns.take(running[way.mode], running.values())
             with profile.recorded(running[way.mode], given.out / f"profile-{way.name}.txt"):
                 await run.load(running[way.mode], way, "decoding", given.rounds, profiled=True)
 
 
-async def _apart(run: Run, given: argparse.Namespace, folder: Path, store_url: str) -> None:
-    """One server after the other, each with an equal share of the time."""
-    memory = ["--gpu-memory-utilization", "0.93", *given.server_argument]
-    began = time.monotonic()
-    share = given.seconds / len(given.ways)
-    for position, way in enumerate(given.ways):
-        until = began + share * (position + 1)
-        server = servers.vllm(way.mode, given.port, folder, store_url, memory, given.out)
-        try:
-            run.results["starts_s"][way.name] = round(server.wait(START_S), 1)
-            await run.warm_up(server)
-            for number in range(given.rounds):
-                for name in given.loads:
-                    if number == 0 or run.has_time_for(name, [way], until - 15):
-                        await run.load(server, way, name, number)
-        finally:
-            server.stop()
+async def _start(
+    stack: contextlib.ExitStack, run: Run, given: argparse.Namespace, folder: Path, store_url: str
+) -> dict[str, Server]:
+    """Start a server for each mode: at once if they fit the card, else one after the other."""
+    is_alone = given.sizes == "true"
+    memory = ["--gpu-memory-utilization", str(given.utilization)]
+    if is_alone:
+        memory = ["--gpu-memory-utilization", "0.8", "--enable-sleep-mode"]
+    memory += ["--kv-cache-memory-bytes", str(given.kv_bytes), *given.server_argument]
+    running: dict[str, Server] = {}
+    for number, mode in enumerate(dict.fromkeys(way.mode for way in given.ways)):
+        server = servers.vllm(mode, given.port + number, folder, store_url, memory, given.out)
+        stack.callback(server.stop)
+        running[mode] = server
+        if is_alone:
+            run.results["starts_s"][mode] = round(server.wait(START_S), 1)
+            await turns.sleep(server)
+    for mode, server in running.items():
+        if not is_alone:
+            run.results["starts_s"][mode] = round(server.wait(START_S), 1)
+    return running
 
 
 def main() -> None:
@@ -97,7 +97,8 @@ def main() -> None:
         given.server_argument += SCHEDULER
     given.out.mkdir(parents=True, exist_ok=True)
     folder = model.make(
-        Path("/tmp/routereplay-bench-model"), model.TRUE if given.sizes == "true" else model.SMALL
+        Path(f"/tmp/routereplay-bench-model-{given.sizes}"),
+        model.TRUE if given.sizes == "true" else model.SMALL,
     )
     deadline = time.monotonic() + given.seconds
     place = Path(f"/tmp/routereplay-bench-store-{given.port}")
@@ -105,9 +106,8 @@ def main() -> None:
         run = Run(given.out, store, deadline, given.turns)
         modes = [way.name for way in given.ways]
         run.results |= {"sizes": given.sizes, "modes": modes, "card": _card()}
-        measure = _together if given.sizes == "small" else _apart
         try:
-            asyncio.run(measure(run, given, folder, store.url))
+            asyncio.run(_measure(run, given, folder, store.url))
         finally:
             run.write()
             _shorten(given.out)

@@ -35,9 +35,9 @@ class Run:
         self.results: dict[str, Any] = {"starts_s": {}, "loads": [], "profiled": [], "summary": {}}
         self._longest: dict[str, float] = defaultdict(float)
 
-    def has_time_for(self, name: str, ways: list[Way], until: float | None = None) -> bool:
+    def has_time_for(self, name: str, ways: list[Way]) -> bool:
         """Whether one more load of each of the ways would end in time."""
-        left = min(self._deadline, until or self._deadline) - time.monotonic()
+        left = self._deadline - time.monotonic()
         return left > sum(self._longest[f"{name}-{way.name}"] for way in ways) * 1.1
 
     async def warm_up(self, server: Server) -> None:

@@ -24,6 +24,7 @@ class Server:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
+        self.is_asleep = False
         self._probe = f"{self.url}{probe}"
         self._started = time.monotonic()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("ROUTEREPLAY_")}
@@ -63,11 +64,11 @@ def vllm(mode: str, port: int, model: Path, store_url: str, given: list[str], lo
     arguments += ["--max-model-len", "20480", "--max-num-seqs", "256", *given]
     if mode == "json":
         arguments.append("--enable-return-routed-experts")
-    env = {}
+    env = {"VLLM_SERVER_DEV_MODE": "1"}  # The endpoints of sleep mode.
     if mode == "routereplay":
         # vLLM's dummy weights are the same in every layer, and so are its routes: the canary
         # rightly takes them for no routes at all.
-        env = {"ROUTEREPLAY_STORE_URL": store_url, "ROUTEREPLAY_CANARY": "off"}
+        env |= {"ROUTEREPLAY_STORE_URL": store_url, "ROUTEREPLAY_CANARY": "off"}
         env["ROUTEREPLAY_ALLOW_UNTESTED"] = "1"
     return Server(mode, arguments, port, "/health", logs / f"vllm-{mode}.log", **env)
 

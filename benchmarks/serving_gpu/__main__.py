@@ -3,8 +3,7 @@
 Needs a CUDA device, vLLM and this package's wheel; `ROUTEREPLAY_ALLOW_UNTESTED` is set, so a
 release of vLLM beside the tested ones runs too. The servers of all ways take turns on one
 card, load by load, in random order. With `--sizes small` they fit it side by side. With
-`--sizes true` one fills it, and the others sleep meanwhile (vLLM's sleep mode: their weights
-wait in pinned host memory, about 75 GB a server).
+`--sizes true` one fills it, and the others sleep meanwhile.
 
 `--split` tells what of the cost is whose: see `ways.py`.
 """
@@ -25,6 +24,7 @@ from serving_gpu.servers import Server
 from serving_gpu.ways import SPLIT, WAYS, Way
 
 START_S = 330.0
+_LOADS_HELP = "with the rounds of each: decoding=6,conversations=2"
 SCHEDULER = ["--scheduler-cls", "serving_gpu.scheduler.StagedScheduler"]
 
 
@@ -36,10 +36,10 @@ async def _measure(run: Run, given: argparse.Namespace, folder: Path, store_url:
         for server in running.values():
             await turns.take(server, running.values())
             await run.warm_up(server)
-        for number in range(given.rounds):
-            for name in given.loads:
+        for number in range(max(given.loads.values())):
+            for name, rounds in given.loads.items():
                 ways = [way for way in given.ways if not (number and way in given.once)]
-                if number and not run.has_time_for(name, ways):
+                if number >= rounds or (number and not run.has_time_for(name, ways)):
                     continue
                 for way in random.sample(ways, len(ways)):
                     await turns.take(running[way.mode], running.values())
@@ -48,7 +48,7 @@ async def _measure(run: Run, given: argparse.Namespace, folder: Path, store_url:
         for way in given.profile:
             await turns.take(running[way.mode], running.values())
             with profile.recorded(running[way.mode], given.out / f"profile-{way.name}.txt"):
-                await run.load(running[way.mode], way, "decoding", given.rounds, profiled=True)
+                await run.load(running[way.mode], way, "decoding", 10_000, profiled=True)
 
 
 async def _start(
@@ -58,7 +58,7 @@ async def _start(
     is_alone = given.sizes == "true"
     memory = ["--gpu-memory-utilization", str(given.utilization)]
     if is_alone:
-        memory = ["--gpu-memory-utilization", "0.8", "--enable-sleep-mode"]
+        memory = ["--gpu-memory-utilization", "0.8", *turns.ARGUMENTS]
     memory += ["--kv-cache-memory-bytes", str(given.kv_bytes), *given.server_argument]
     running: dict[str, Server] = {}
     for number, mode in enumerate(dict.fromkeys(way.mode for way in given.ways)):
@@ -83,9 +83,8 @@ def main() -> None:
     parser.add_argument("--once", type=_ways, default=[], help="of them, in the first round only")
     parser.add_argument("--split", action="store_true", help="the stages of the cost")
     parser.add_argument("--profile", type=_ways, default=[], help="with py-spy, after the rounds")
-    parser.add_argument("--loads", type=lambda text: text.split(","), default=list(LOADS))
+    parser.add_argument("--loads", type=_loads, default=dict.fromkeys(LOADS, 6), help=_LOADS_HELP)
     parser.add_argument("--turns", type=int, default=10, help="of a conversation")
-    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=540, help="stop in time for this")
     parser.add_argument("--server-argument", action="append", default=[], help="for every vLLM")
     parser.add_argument("--port", type=int, default=8100)
@@ -112,6 +111,11 @@ def main() -> None:
             run.write()
             _shorten(given.out)
     print(json.dumps(run.results["summary"], indent=1))
+
+
+def _loads(text: str) -> dict[str, int]:
+    named = [part.partition("=") for part in text.split(",")]
+    return {name: int(rounds or 6) for name, _, rounds in named}
 
 
 def _ways(text: str) -> list[Way]:

@@ -64,7 +64,7 @@ def vllm(mode: str, port: int, model: Path, store_url: str, given: list[str], lo
     arguments += ["--max-model-len", "20480", "--max-num-seqs", "256", *given]
     if mode == "json":
         arguments.append("--enable-return-routed-experts")
-    env = {"VLLM_SERVER_DEV_MODE": "1"}  # The endpoints of sleep mode.
+    env = {"VLLM_SERVER_DEV_MODE": "1"}  # The endpoints that turns need.
     if mode == "routereplay":
         # vLLM's dummy weights are the same in every layer, and so are its routes: the canary
         # rightly takes them for no routes at all.

@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import re
+
 import pytest
 from hypothesis import settings
 
@@ -12,13 +14,16 @@ _ONE_SERVER = ("tests/e2e/recorder_vllm/", "tests/e2e/whole_path/")
 own."""
 _OWN_SERVERS = ("test_engine_", "test_installed", "test_refused", "test_silent_failures")
 """Files of them that start others, or none."""
-_LONG = ("tests/e2e/", "tests/packaging/", "tests/integration/")
+_MEGATRON = re.compile(r"(tests/e2e/megatron_replay/).*\[(\d+\.\d+\.\d+)[-\]]")
+"""Tests of it that run in a process with one release of Megatron-Core, which takes seconds to
+start: those of a release stay with one worker."""
+_LONG = ("tests/e2e/", "tests/browser/", "tests/packaging/", "tests/integration/")
 """Begun first, so that no worker sits before the last long file while the others are done."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `--dist=loadfile`, tests go to workers by server or file, the long ones first."""
+    """With `--dist=loadfile`, tests go by server, release or file, the long ones first."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -29,6 +34,8 @@ def pytest_xdist_make_scheduler(config, log):
                 name = nodeid.removeprefix(folder)
                 if name != nodeid and not name.startswith(_OWN_SERVERS):
                     return folder
+            if megatron := _MEGATRON.match(nodeid):
+                return "".join(megatron.groups())
             return super()._split_scope(nodeid)
 
         def _assign_work_unit(self, node):

@@ -7,6 +7,7 @@ losses, gradients and updates with the reference of this process alone.
 """
 
 import contextlib
+import gc
 import json
 
 import torch
@@ -240,6 +241,7 @@ def references_of(layouts):
         if key not in references:
             model = sharding.build_whole(layout)
             references[key] = train_reference(model, packed=layout.packed)
+            sharding.dismantle([model])
     return [references[sharding.reference_key(layout)] for layout in layouts]
 
 
@@ -268,42 +270,60 @@ def save_bundles(paths):
 
 
 @contextlib.contextmanager
-def model_parallel(sizes):
-    """Open Megatron-Core's process groups of these sizes."""
+def model_parallel(world, sizes):
+    """Open Megatron-Core's process groups of these sizes, in a world of their own.
+
+    Megatron-Core forgets its groups and leaves them open, and every open one of gloo's has a
+    thread that wakes a hundred times a second: those of all layouts would take both cores.
+    """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    parallel_state.initialize_model_parallel(**sizes, create_gloo_process_groups=False)
+    dist.init_process_group("gloo", **world)
     try:
+        parallel_state.initialize_model_parallel(**sizes, create_gloo_process_groups=False)
         model_parallel_cuda_manual_seed(1)
         yield
+        dist.barrier()
     finally:
         parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def run_case(layout, recompute, source, reference, bundle):
+    """Return the facts of this rank; the model and what holds its groups are gone after."""
+    import sharding
+    from megatron.core import parallel_state
+
+    rank = Rank(layout, recompute, source, reference, bundle)
+    try:
+        facts = facts_of(rank) | facts_of_reference(reference)
+        return facts | {"context_rank": parallel_state.get_context_parallel_rank()}
+    finally:
+        sharding.dismantle(rank.chunks)
 
 
 def main(rank, world_size, folder, cases):
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     parts = [case.split("@") for case in cases]
     layouts = [(LAYOUTS | COMBINED | MISTAKES | FAULTS)[name] for name, *_ in parts]
-    with megatron_on_cpu():
-        from megatron.core import parallel_state
+    bundles = {packed: folder / f"bundle-{packed}" for packed in (False, True)}
 
-        with model_parallel({}):
+    def world(name):
+        return {"store": dist.PrefixStore(name, store), "rank": rank, "world_size": world_size}
+
+    with megatron_on_cpu():
+        with model_parallel(world("references"), {}):
             references = references_of(layouts)
-        bundles = {packed: folder / f"bundle-{packed}" for packed in (False, True)}
-        if rank == 0 and any(source == ["bundle"] for _, _, *source in parts):
-            save_bundles(bundles)
-        dist.barrier()
+            if rank == 0 and any(source == ["bundle"] for _, _, *source in parts):
+                save_bundles(bundles)
         for case, (_, recompute, *source), layout, reference in zip(
             cases, parts, layouts, references, strict=True
         ):
-            with model_parallel(layout.sizes):
-                bundle = bundles[layout.packed] if source == ["bundle"] else None
-                own = Rank(layout, recompute, source[0] if source else None, reference, bundle)
-                facts = facts_of(own) | facts_of_reference(reference)
-                facts["context_rank"] = parallel_state.get_context_parallel_rank()
+            source = source[0] if source else None
+            bundle = bundles[layout.packed] if source == "bundle" else None
+            with model_parallel(world(case), layout.sizes):
+                facts = run_case(layout, recompute, source, reference, bundle)
                 (folder / f"{case}-{rank}.json").write_text(json.dumps(facts))
-                dist.barrier()
-    dist.destroy_process_group()
+            gc.collect()

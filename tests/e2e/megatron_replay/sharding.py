@@ -64,6 +64,16 @@ def build_chunks(layout, recompute):
     return chunks
 
 
+def dismantle(chunks):
+    """Empty every module of trained chunks, so that their process groups can close.
+
+    A token dispatcher keeps probabilities with their graph, whose ends have the hooks of DDP,
+    which hold DDP and so the dispatcher: a ring through C++ that no collector sees.
+    """
+    for module in [module for chunk in chunks for module in chunk.modules()]:
+        vars(module).clear()
+
+
 def load(chunks, weights):
     """Fill the chunks from the weights of the whole model."""
     with torch.no_grad():

@@ -1,35 +1,54 @@
 """Whether rows that were computed in bfloat16 are those of their tokens.
 
 Rounding changes a choice only where experts are nearly tied, and what it changes in one layer
-all later layers of that token may follow. So a row is judged at the first layer where it
-differs: every expert that it names there must nearly be among the reference's. The row of
-another token names others in its very first layer.
+all later layers of that token follow, and through attention those of later tokens. So a row is
+judged at the first layer where it differs: every expert that it names there must nearly be
+among the reference's. In the model's first routed layer only rounding can have done it, and
+the bound is narrow; the row of another token, or of another layer, differs there already.
+Further up a row may have inherited what changed in other tokens, and the bound is wide.
 """
+
+import logging
 
 import numpy as np
 
-NEARLY = 0.3
-"""How far below the reference's last choice a router's logit may be; logits spread by 2. A
-forward in bfloat16 was seen to need 0.21 at most, in 4,000 rows."""
+logger = logging.getLogger(__name__)
+
+ROUNDED = 0.2
+"""How far below the reference's last choice a router's logit may be in the first routed layer.
+Logits spread by 2. transformers' own forward in bfloat16 needs 0.05 at most in 32,000 rows, and
+0.09 in 28,000 with an adapter."""
+INHERITED = 1.0
+"""The same in later layers, where that forward needs 0.60 at most."""
 AGREEING = 0.9
-"""Of all layer-rows."""
+"""Of all layer-rows; that forward has 0.97."""
 
 
 def not_of_their_tokens(experts_TLK, logits_TLE):
     """Return the indices of the rows that cannot be their tokens'."""
+    return np.flatnonzero(shortfall(experts_TLK, logits_TLE) > 1)
+
+
+def shortfall(experts_TLK, logits_TLE):
+    """Return how far each row falls short at the first layer where it differs, in its bound."""
     agree_TL, short_TL = _compared(experts_TLK, logits_TLE)
     first = (~agree_TL).argmax(axis=-1)
     short = np.take_along_axis(short_TL, first[:, None], axis=-1)[:, 0]
-    return np.flatnonzero(~agree_TL.all(axis=-1) & (short > NEARLY))
+    return np.where(agree_TL.all(axis=-1), 0, short / np.where(first == 0, ROUNDED, INHERITED))
 
 
 def assert_rows_are_of_their_tokens(experts_TLK, logits_TLE):
     """Every row is its token's, dense layers have none, and most layer-rows are equal."""
-    wrong = not_of_their_tokens(experts_TLK, logits_TLE)
+    short = shortfall(experts_TLK, logits_TLE)
+    wrong = np.flatnonzero(short > 1)
     agreeing = _compared(experts_TLK, logits_TLE)[0].mean()
+    logger.info("%d rows: %.2f of the bound, %.3f agree", len(short), short.max(), agreeing)
 
     assert not experts_TLK[:, ~logits_TLE.any(axis=(0, 2))].any(), "dense layers have no rows"
-    assert not len(wrong), f"rows {wrong[:8]} of {len(experts_TLK)} are not their tokens'"
+    assert not len(wrong), (
+        f"rows {wrong[:8]} of {len(experts_TLK)} are not their tokens': "
+        f"{short[wrong[:8]].round(2)} times what is allowed"
+    )
     assert agreeing > AGREEING, f"{agreeing:.1%} of layer-rows agree"
 
 

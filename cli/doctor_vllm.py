@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from routereplay.cli.findings import Finding, failed, ok, warning
+from routereplay.cli.serve_flags import UnreadableConfig, read_flags
 
 _OFF = frozenset({"0", "false", "no", "off"})
 
@@ -41,7 +40,8 @@ def check_vllm(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def check_flags(flags: str) -> Iterator[Finding]:
-    """Yield what of a command line of `vllm serve` would be refused, or records nothing."""
+    """Yield what of a command line of `vllm serve`, and of the file that it names with
+    `--config`, would be refused, or records nothing."""
     from routereplay.patches.vllm.refusals import refusals_of
     from routereplay.patches.vllm.releases import BEFORE, Release
 
@@ -50,10 +50,21 @@ def check_flags(flags: str) -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         release = Release(BEFORE)
     try:
-        args = _parse(flags)
-    except (argparse.ArgumentError, ValueError) as error:
-        yield failed("flags", f"cannot be read: {error}", "quote them as one argument")
+        args = read_flags(flags)
+    except UnreadableConfig as error:
+        yield failed("flags", str(error), error.way_out)
         return
+    except (argparse.ArgumentError, ValueError) as error:
+        yield failed(
+            "flags", f"cannot be read: {error}", "mend it; all of them are one argument, in quotes"
+        )
+        return
+    if args.config is not None:
+        yield warning(
+            "flags",
+            f"vLLM passes over --config={args.config}: it reads a file from two words only",
+            f"write --config {args.config}, and look again",
+        )
     found = [
         failed("flags", f"{refusal.name}: {refusal.reason}", refusal.way_out)
         for refusal in refusals_of(args, release)
@@ -133,52 +144,6 @@ def _environment(environ: Mapping[str, str], release: Any) -> Iterator[Finding]:
         Settings.from_env(environ)
     except ValueError as error:
         yield failed("settings", str(error), "docs/operating.md lists every variable")
-
-
-def _parse(flags: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
-    parser.add_argument("--pipeline-parallel-size", "-pp", type=int)
-    parser.add_argument("--decode-context-parallel-size", "-dcp", type=int)
-    parser.add_argument("--prefill-context-parallel-size", "-pcp", type=int)
-    parser.add_argument("--kv-transfer-config", type=json.loads)
-    parser.add_argument("--speculative-config", "-sc", type=json.loads)
-    parser.add_argument("--spec-method")
-    parser.add_argument("--spec-model")
-    parser.add_argument("--enable-dbo", action="store_true")
-    parser.add_argument(
-        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None
-    )
-    words, dotted = _undotted(list(_split(flags)))
-    args = parser.parse_known_args(words)[0]
-    for name, config in dotted.items():
-        setattr(args, name, {**(getattr(args, name, None) or {}), **config})
-    return args
-
-
-def _split(flags: str) -> Iterator[str]:
-    """Yield words; `--flag=value` is two, so that only flags are spelled anew."""
-    for word in shlex.split(flags):
-        yield from word.split("=", 1) if word.startswith("--") else [word]
-
-
-def _undotted(words: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Return the words with dashes in flags, less `--a-config.key value`, and those as data."""
-    kept: list[str] = []
-    found: dict[str, dict[str, Any]] = {}
-    left = iter(words)
-    for word in left:
-        flag, dot, path = word.partition(".")
-        if not word.startswith("--"):
-            kept.append(word)
-        elif not dot:
-            kept.append(word.replace("_", "-"))
-        else:
-            place = found.setdefault(flag[2:].replace("-", "_"), {})
-            *parents, last = path.split(".")
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = next(left, "")
-    return kept, found
 
 
 def _import_quietly(name: str) -> Any:

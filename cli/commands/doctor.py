@@ -16,7 +16,10 @@ def command(
         str | None, typer.Option(help="Address of a running vLLM server to look at.")
     ] = None,
     flags: Annotated[
-        str, typer.Option(help="Flags of a `vllm serve` to look at, as one argument.")
+        str,
+        typer.Option(
+            help="Flags of a `vllm serve` to look at, as one argument; with `--config FILE`, the file's too."
+        ),
     ] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as well.")] = False,
 ) -> None:

@@ -18,7 +18,7 @@ def command(
     flags: Annotated[
         str,
         typer.Option(
-            help="Flags of a `vllm serve` to look at, as one argument; with `--config FILE`, the file's too."
+            help="Flags of a `vllm serve`, as one argument; with `--config FILE`, the file's too."
         ),
     ] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as well.")] = False,

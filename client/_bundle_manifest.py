@@ -38,6 +38,8 @@ class BatchManifest(msgspec.Struct, frozen=True, kw_only=True):
     index_digest: bytes
     """BLAKE3-16 over all tensors of the file but the planes: it covers the block digests."""
     trajectories: tuple[BundledTrajectory, ...] = ()
+    in_order: bool = True
+    """Whether recorded rows hold their ids in vLLM's order."""
 
 
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):

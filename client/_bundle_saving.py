@@ -105,6 +105,7 @@ def _write(
         token_digest=digest(token_ids[~packed.padding].data),
         index_digest=write_batch(path, layout, packed, token_ids, cu_seqlens, block_rows),
         trajectories=tuple(batch.trajectories),
+        in_order=packed.in_order,
     )
 
 

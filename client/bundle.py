@@ -148,6 +148,7 @@ class ReplayBundle:
             padding=file.padding[rows].copy(),
             num_experts=self.model.num_experts,
             layer_start=chosen.start,
+            in_order=self.manifest.batches[index].in_order,
         )
 
     def planes(

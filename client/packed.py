@@ -52,6 +52,10 @@ class PackedRoutes:
 
     policy_versions: tuple[str, ...] = ()
 
+    in_order: bool = True
+    """Whether recorded rows hold their ids in vLLM's order. Replay does not need it; sums over
+    the experts of a token may differ in their last bit."""
+
     @property
     def num_tokens(self) -> int:
         """Rows of the batch, padding included."""

@@ -293,6 +293,7 @@ def _fill(
         missing=missing,
         policy=policy,
         policy_versions=tuple(versions),
+        in_order=all(routes.in_order for routes in stitched),
     )
 
 

@@ -58,6 +58,11 @@ class StitchedRoutes:
         return missing
 
     @property
+    def in_order(self) -> bool:
+        """Whether all rows hold their ids in vLLM's order: no turn was recorded `sorted`."""
+        return all(turn.dtype != "sorted" for turn in self.turns)
+
+    @property
     def coverage(self) -> float:
         """Share of tokens that have a row; 1 - 1/tokens for a whole trajectory."""
         return float(1.0 - self.missing.mean()) if len(self.source) else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from routereplay.wire.codec import id_bits, packs, read_rows
+from routereplay.wire.codec import Dtype, id_bits, is_shorter, read_rows
 from routereplay.wire.digest import Buffer, digest
 from routereplay.wire.errors import (
     InvalidRoutes,
@@ -24,6 +24,11 @@ MAX_CHUNKS = 1 << 16
 MAX_CHOICES = 1 << 16
 MAX_ALIASES = 8
 MAX_TEXT = 1000
+
+_KEEPS_MORE: dict[Dtype, tuple[Dtype, ...]] = {
+    "bitpack": ("uint8", "uint16"),
+    "sorted": ("uint8", "uint16", "bitpack"),
+}
 
 
 def parse_body(body: Buffer) -> list[tuple[Frame, RouteReplayError | None]]:
@@ -158,10 +163,10 @@ def _check_geometry(where: str, shape: Chunk | RecordManifest) -> int:
     if shape.dtype == "uint8" and shape.num_experts > 256:
         msg = f"{where}: uint8 cannot hold the ids of {shape.num_experts} experts; send uint16"
         raise InvalidRoutes(msg)
-    if shape.dtype == "bitpack" and not packs(shape.topk, shape.num_experts):
+    if not is_shorter(shape.dtype, shape.topk, shape.num_experts):
         msg = (
-            f"{where}: {shape.topk} ids of {shape.num_experts} experts are no shorter when they "
-            "are packed; send uint8 or uint16"
+            f"{where}: {shape.topk} ids of {shape.num_experts} experts are no shorter as "
+            f"{shape.dtype}; send {' or '.join(_KEEPS_MORE[shape.dtype])}"
         )
         raise InvalidRoutes(msg)
     _check_range(where, "bytes of a row", shape.row_nbytes, 1, MAX_ROW_BYTES)

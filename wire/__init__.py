@@ -4,7 +4,7 @@ A leaf: no I/O, no logging, no settings. Everything here is importable with nump
 msgspec and blake3 alone.
 """
 
-from routereplay.wire.codec import bitpack, packs, read_rows
+from routereplay.wire.codec import Codec, dtype_of, read_rows, write_rows
 from routereplay.wire.digest import DIGEST_BYTES, RunningDigest, digest
 from routereplay.wire.errors import RouteReplayError
 from routereplay.wire.frame import (
@@ -38,6 +38,7 @@ __all__ = [
     "WIRE_VERSION",
     "Chunk",
     "ChunkRef",
+    "Codec",
     "Drop",
     "FetchRequest",
     "Frame",
@@ -52,18 +53,18 @@ __all__ = [
     "RunningDigest",
     "Seal",
     "TurnStatus",
-    "bitpack",
     "check_id",
     "check_rows",
     "decode_frame",
     "digest",
     "dtype_for",
+    "dtype_of",
     "encode_frame",
     "frame_bytes",
     "is_valid_id",
     "iter_frames",
     "normalize_id",
     "numpy_dtype",
-    "packs",
     "read_rows",
+    "write_rows",
 ]

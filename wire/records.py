@@ -65,7 +65,8 @@ class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
     topk: int
     num_experts: int
     dtype: Dtype
-    """How ids are written. What a client returns is uint8 up to 256 experts, else uint16."""
+    """How ids are written. What a client returns is uint8 up to 256 experts, else uint16.
+    `sorted` is the flag that the order of the ids of a cell was not recorded."""
 
     prompt_len: int
     completion_len: int

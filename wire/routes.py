@@ -89,6 +89,14 @@ class RoutedExperts:
         return self.token_start + len(self.experts)
 
     @property
+    def in_order(self) -> bool:
+        """Whether the ids of a row are in the order in which vLLM ranked them.
+
+        If not, they rise: the recorder sent which they are, and not their order.
+        """
+        return self.manifest.dtype != "sorted"
+
+    @property
     def prompt_token_ids(self) -> np.ndarray:
         """`[prompt_len]` int32."""
         return self.token_ids[: self.manifest.prompt_len]

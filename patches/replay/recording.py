@@ -102,5 +102,11 @@ class _Recorded:
             experts_NLK[rows, layer_idx - first] = plane_TK
         none = np.zeros(given.num_tokens, bool)
         return PackedRoutes(
-            experts_NLK, none, given.padding, given.num_experts, first, missing=none
+            experts_NLK,
+            none,
+            given.padding,
+            given.num_experts,
+            first,
+            none,
+            in_order=given.in_order,
         )

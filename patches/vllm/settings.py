@@ -9,12 +9,11 @@ from typing import Literal, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
 from routereplay.client.tls import TlsFiles
+from routereplay.wire.codec import Codec
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
-
-Codec: TypeAlias = Literal["raw", "bitpack"]
 
 CanaryMode: TypeAlias = Literal["refuse", "mute", "off"]
 """A failed canary ends the start-up, or lets vLLM serve and nothing be recorded."""
@@ -58,7 +57,7 @@ class Settings:
     only_new_rows: bool = True
     """Leave out rows that an earlier turn of the trajectory or another choice has."""
     codec: Codec = "raw"
-    """How ids are written: as they are, or in as few bits as they need."""
+    """How ids are written: as they are, in as few bits as they need, or without their order."""
     canary: CanaryMode = "refuse"
     """What to do when the first generation shows that routes are not real."""
     allow_untested: bool = False
@@ -110,7 +109,7 @@ def _positive(environ: Mapping[str, str], name: str, default: float) -> float:
 def _codec(text: str) -> Codec:
     codec = text.strip().lower()
     if codec not in get_args(Codec):
-        msg = f"ROUTEREPLAY_CODEC={text!r} means nothing; expected raw or bitpack"
+        msg = f"ROUTEREPLAY_CODEC={text!r} means nothing; expected raw, bitpack or sorted"
         raise ValueError(msg)
     return cast(Codec, codec)
 

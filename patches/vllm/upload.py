@@ -9,9 +9,8 @@ import numpy as np
 from routereplay.patches.vllm.origin import Origin
 from routereplay.patches.vllm.parcel import Parcel
 from routereplay.patches.vllm.record import Ending, RecordInfo
-from routereplay.patches.vllm.settings import Codec
 from routereplay.patches.vllm.watch import Watch
-from routereplay.wire.codec import Dtype, bitpack, packs
+from routereplay.wire.codec import Codec, Dtype, dtype_of, write_rows
 from routereplay.wire.digest import digest
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.frame import encode_frame
@@ -29,14 +28,13 @@ class Upload:
         info: what is known of the request.
         source: where the event loop puts the rows of each step; only appended to there and
             only taken from here, so neither side needs a lock.
-        codec: `bitpack` writes ids in as few bits as they need, where that is shorter.
+        codec: how ids are written, where that is shorter than as they are.
     """
 
     def __init__(self, info: RecordInfo, source: deque[np.ndarray], codec: Codec = "raw") -> None:
         self.info = info
         model = info.model
-        is_packed = codec == "bitpack" and packs(model.topk, model.num_experts)
-        self._dtype: Dtype = "bitpack" if is_packed else model.dtype
+        self._dtype: Dtype = dtype_of(codec, model.topk, model.num_experts)
         self.origin = Origin.of_info(info)
         self.lost: str | None = None
         """Why the record is lost; rows that still come are dropped."""
@@ -148,8 +146,7 @@ class Upload:
 
     def _chunk(self, rows_TLK: np.ndarray, now: float) -> Parcel:
         info, model = self.info, self.info.model
-        is_packed = self._dtype == "bitpack"
-        payload = _flat(bitpack(rows_TLK, model.num_experts) if is_packed else rows_TLK)
+        payload = _flat(write_rows(rows_TLK, self._dtype, model.num_experts))
         ref = ChunkRef(len(rows_TLK), payload.nbytes, digest(payload))
         header = Chunk(
             upload_id=info.upload_id,

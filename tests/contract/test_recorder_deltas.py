@@ -16,6 +16,8 @@ from routereplay.patches.vllm.record import Ending, ModelFacts, RecordInfo
 from routereplay.patches.vllm.settings import Settings
 
 MODEL = ModelFacts("tiny", num_layers=4, topk=2, num_experts=16)
+WIDE = ModelFacts("wide", num_layers=4, topk=8, num_experts=16)
+"""Of which packed rows are half as long, and sorted ones three eighths."""
 LINEAGE = Lineage("engine", "tiny", "", "")
 _NUMBERS = itertools.count()
 
@@ -31,26 +33,28 @@ def exporter(store):
 class Turn:
     """A record that the exporter brings to the store."""
 
-    def __init__(self, exporter, request_id, prompt, completion, *, choice=0, parent=None, start=0):
+    def __init__(self, exporter, request_id, prompt, completion, *, model=MODEL, **fields):
         self.exporter = exporter
         self.completion = list(completion)
+        start = fields.get("start", 0)
         trajectory = request_id.split("-")[0]
         number = next(_NUMBERS)
         self.info = RecordInfo(
             upload_id=f"engine.{number}",
-            client=ClientId(request_id, choice, ()),
+            client=ClientId(request_id, fields.get("choice", 0), ()),
             trajectory_id=trajectory,
-            model=MODEL,
+            model=model,
             model_name="tiny",
             prompt_token_ids=list(prompt),
             row_start=start,
             engine_id="engine",
             ordinal=number,
             started_at=1000.0 + number,
-            parent=parent,
+            parent=fields.get("parent"),
         )
         rows = len(self.info.prompt_token_ids) + len(self.completion) - 1 - start
-        self.rows = np.random.default_rng(number).integers(0, 16, (rows, 4, 2), dtype=np.uint8)
+        shape = (rows, model.num_layers, model.topk)
+        self.rows = np.random.default_rng(number).integers(0, 16, shape, dtype=np.uint8)
         self.source = deque()
         exporter.open(self.info, self.source)
 
@@ -76,9 +80,9 @@ def sealed(exporter, count):
     until(lambda: exporter.stats().records.get("sealed", 0) >= count, 10)
 
 
-@pytest.fixture
-def packing(store):
-    made = Exporter(Settings(store.sidecar.url, flush_age_s=60.0, codec="bitpack"))
+@pytest.fixture(params=["bitpack", "sorted"])
+def packing(store, request):
+    made = Exporter(Settings(store.sidecar.url, flush_age_s=60.0, codec=request.param))
     yield made
     made.close(5.0)
 
@@ -148,15 +152,19 @@ def test_a_lost_turn_is_forgotten_at_once(store, exporter):
 
 
 def test_packed_turns_are_sealed_as_deltas_and_come_back_as_they_were_captured(packing, store):
-    first = Turn(packing, "packing-1", [1, 2, 3], [4, 5]).capture().end()
+    codec = packing._settings.codec
+    first = Turn(packing, f"{codec}-1", [1, 2, 3], [4, 5], model=WIDE).capture().end()
     sealed(packing, 1)
-    second = Turn(packing, "packing-2", [1, 2, 3, 4, 5, 6], [7, 8], parent=first.id, start=4)
-    second.capture().end()
+    again = {"parent": first.id, "start": 4, "model": WIDE}
+    second = Turn(packing, f"{codec}-2", [1, 2, 3, 4, 5, 6], [7, 8], **again).capture().end()
     sealed(packing, 2)
-    header, _, _ = decode_routes(store.get("/v1/requests/packing-2/routes"))
+    header, _, _ = decode_routes(store.get(f"/v1/requests/{codec}-2/routes"))
     with RouteStoreClient(store.sidecar.url) as client:
-        routes = client.fetch_request("packing-2")
+        routes = client.fetch_request(f"{codec}-2")
 
-    assert header.items[0].manifest.dtype == "bitpack"
-    assert header.items[0].rows_nbytes == routes.experts.nbytes // 2
-    assert np.array_equal(routes.experts, np.concatenate([first.rows, second.rows]))
+    expected = np.concatenate([first.rows, second.rows])
+    assert header.items[0].manifest.dtype == codec
+    cell = {"bitpack": 4, "sorted": 3}[codec]
+    assert header.items[0].rows_nbytes == routes.experts.nbytes * cell // WIDE.topk
+    assert routes.in_order == (codec == "bitpack")
+    assert np.array_equal(routes.experts, expected if routes.in_order else np.sort(expected))

@@ -38,7 +38,8 @@ def frames() -> dict[str, bytes]:
         "delta": second.body,
         "drop": first.drop_frame("store_unreachable"),
         "routes": _routes(first),
-        "packed": make_upload("golden-9", seed=3, topk=8, num_experts=384, packed=True).body,
+        "packed": make_upload("golden-9", seed=3, topk=8, num_experts=384, codec="bitpack").body,
+        "sorted": make_upload("golden-8", seed=4, topk=8, num_experts=160, codec="sorted").body,
     }
 
 

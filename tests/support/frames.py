@@ -10,14 +10,16 @@ import numpy as np
 from routereplay.wire import (
     Chunk,
     ChunkRef,
+    Codec,
     Drop,
     ParentRef,
     PolicySpan,
     RecordManifest,
     Seal,
-    bitpack,
     digest,
+    dtype_of,
     frame_bytes,
+    write_rows,
 )
 
 
@@ -28,7 +30,7 @@ class Upload:
     upload_id: str
     manifest: RecordManifest
     experts: np.ndarray
-    """`[rows, layers, topk]`; as sent, `[rows, layers, bytes of a cell]`, if they are packed."""
+    """`[rows, layers, topk]`; as sent, `[rows, layers, bytes of a cell]`, unless raw."""
     token_ids: np.ndarray
     """`[prompt_len + completion_len]` int32."""
 
@@ -114,7 +116,7 @@ def make_upload(
     num_experts: int = 60,
     chunk_rows: int = 10,
     upload_id: str | None = None,
-    packed: bool = False,
+    codec: Codec = "raw",
     **manifest: object,
 ) -> Upload:
     """A complete upload whose rows and token ids are drawn from `seed`."""
@@ -123,12 +125,9 @@ def make_upload(
         token_ids = draw.integers(0, 1000, prompt_len + completion_len)
     tokens = np.asarray(token_ids, "<i4")
     rows = len(tokens) - 1 - row_start
-    dtype = "uint8" if num_experts <= 256 else "uint16"
-    experts = draw.integers(0, num_experts, (rows, num_layers, topk)).astype(
-        "u1" if dtype == "uint8" else "<u2"
-    )
-    if packed:
-        dtype, experts = "bitpack", bitpack(experts, num_experts)
+    ids = draw.integers(0, num_experts, (rows, num_layers, topk))
+    dtype = dtype_of(codec, topk, num_experts)
+    experts = write_rows(ids.astype("u1" if num_experts <= 256 else "<u2"), dtype, num_experts)
     pieces = [experts[at : at + chunk_rows] for at in range(0, rows, chunk_rows)]
     fields = {"policy_versions": (PolicySpan("7", 0, len(tokens)),), "started_at": 1000.0 + seed}
     return Upload(

@@ -59,6 +59,13 @@ def test_microbatches_in_flight_recompute_with_their_own_routes(megatron):
     assert facts == {"losses_equal": True, "gradient_difference": 0.0}
 
 
+def test_the_order_of_a_tokens_experts_is_not_needed(megatron):
+    facts = megatron.run("scenarios.replay_of_sorted_routes")
+    assert facts["rows_moved"] > 10
+    assert facts["loss_difference"] < 1e-6
+    assert facts["gradient_difference"] < 1e-5
+
+
 def test_stale_routes_at_recompute_show_in_gradients_and_not_in_losses(megatron):
     facts = megatron.run("scenarios.two_in_flight", mutate=True)
     assert facts["losses_equal"]

@@ -55,6 +55,15 @@ def edit_manifest(path, change):
     manifest.write_bytes(msgspec.json.encode(content))
 
 
+def test_a_batch_without_order_is_opened_as_one(path):
+    ordered = random_batch(9)
+    without = BundleBatch(replace(random_packed(9), in_order=False), np.arange(9))
+    ReplayBundle.save(path, [ordered, without], model=MODEL)
+    bundle = ReplayBundle.open(path)
+
+    assert [bundle.packed(index).in_order for index in range(2)] == [True, False]
+
+
 def test_every_batch_comes_back_as_it_was_saved(path, saved):
     bundle = ReplayBundle.open(path, model=MODEL)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 from support.trajectories import EXPERTS, LAYERS, TOPK, conversation, expected_rows, trajectory
@@ -39,6 +40,17 @@ def test_a_thd_row_holds_each_sequences_rows_where_cu_seqlens_says(batch):
     assert np.array_equal(packed.experts[8:16], expected_rows(tokens[1], 0, 8))
     assert np.flatnonzero(packed.live).tolist() == [7, 16]
     assert not packed.padding.any()
+
+
+def test_a_batch_says_whether_one_of_its_turns_was_recorded_without_order(batch):
+    episodes, tokens = batch
+    turn = episodes[1].turns[-1]
+    manifest = msgspec.structs.replace(turn.manifest, dtype="sorted")
+    turns = (*episodes[1].turns[:-1], dataclasses.replace(turn, manifest=manifest))
+    without = [episodes[0], dataclasses.replace(episodes[1], turns=turns)]
+
+    assert pack_thd(episodes, tokens, cu_seqlens=[0, 8, 17]).in_order
+    assert not pack_thd(without, tokens, cu_seqlens=[0, 8, 17]).in_order
 
 
 def test_padded_slots_are_padding(batch):

@@ -275,7 +275,7 @@ def _place_bands(piece: Piece, values: list[_Value]) -> bool:
             offset = band.offset - found[0].offset
             nbytes = shape.rows * (band.stop - band.start) * shape.cell
             held = wanted.into[offset : offset + nbytes]
-            if digest(held) != bands.digest_of(layout.digests, shape, number, band):
+            if not bands.is_intact(held, layout, shape, number, band):
                 return False
             bands.take(held, band, shape, rows, layers, out_TLC[at : at + len(rows)])
     return True

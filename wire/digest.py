@@ -1,4 +1,4 @@
-"""The one hash of the product: BLAKE3, 16 bytes.
+"""The one hash of the wire: BLAKE3, 16 bytes.
 
 One function for identity (is this the same record?) and integrity (are these the
 bytes that were recorded?). BLAKE3 because every vLLM environment already holds it.

@@ -22,6 +22,8 @@ StageOutcome: TypeAlias = Literal[
 ]
 SealOutcome: TypeAlias = Literal["sealed", "replayed", "conflict", "incomplete", "deleted"]
 
+Sums: TypeAlias = Literal["blake3", "xxh3"]
+
 NEVER_SEALED = "never_sealed"
 """Reason of a record whose upload was begun, not sealed, and outlived by its staging time."""
 
@@ -48,7 +50,9 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     """Rows in each value of the chunk but the last."""
     bands: int = 1
     digests: bytes = b""
-    """BLAKE3-16 of each band of each value, in order; none for a single band."""
+    """16 bytes for each band of each value, in order; none for a single band."""
+    sums: Sums = "blake3"
+    """What the digests of bands are; records of before there was a choice say nothing."""
 
 
 class StagedChunk(msgspec.Struct, frozen=True, array_like=True):

@@ -43,6 +43,13 @@ class Pointer(NamedTuple):
     request_id: str
 
 
+class Lead(NamedTuple):
+    """A name, as `keys.name_of` makes it of an id in its namespace, and where it is to lead."""
+
+    name: str
+    pointer: Pointer
+
+
 class Layout(msgspec.Struct, frozen=True, array_like=True):
     """How a chunk is kept: as values of whole rows, each a sequence of bands (`store.bands`)."""
 
@@ -67,6 +74,16 @@ class StagedChunk(msgspec.Struct, frozen=True, array_like=True):
     topk: int
     num_experts: int
     dtype: str
+
+
+class Staging(NamedTuple):
+    """A chunk that an upload brings at position `seq`."""
+
+    key: RecordKey
+    upload_id: str
+    seq: int
+    chunk: StagedChunk
+    entry: Entry
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -139,15 +156,20 @@ class Index(Protocol):
     """States of records; the only place where something becomes visible."""
 
     async def stage(
-        self, key: RecordKey, upload_id: str, seq: int, chunk: StagedChunk, entry: Entry
-    ) -> StageOutcome:
-        """Note that an upload brings `chunk` at `seq`; its blobs are stored afterwards."""
+        self, chunks: Sequence[Staging], leads: Sequence[Lead]
+    ) -> tuple[list[StageOutcome], list[Pointer]]:
+        """Note what uploads bring; the blobs are stored afterwards. Claim names for them.
+
+        Returns what became of each chunk, and where each name leads now; see `claim`.
+        """
 
     async def staged(self, tag: str, upload_id: str) -> dict[int, StagedChunk]:
         """Return what an upload has noted, by position."""
 
-    async def content(self, key: RecordKey) -> bytes | None:
-        """Return the content identity of a sealed record, or None."""
+    async def so_far(
+        self, key: RecordKey, upload_id: str
+    ) -> tuple[bytes | None, dict[int, StagedChunk]]:
+        """Return the content identity of a sealed record or None, and what is staged for it."""
 
     async def seal(self, request: SealRequest) -> SealOutcome:
         """Make a record visible, whole, in one atomic step; or change nothing.
@@ -162,10 +184,10 @@ class Index(Protocol):
     async def delete(self, status: RecordStatus, blobs: Sequence[str]) -> None:
         """Remove a record and its blobs in one step and remember that it was deleted."""
 
-    async def claim(self, name: str, pointer: Pointer) -> Pointer:
-        """Lead a name to `pointer`, unless it leads to a live record; return where it leads.
+    async def claim(self, leads: Sequence[Lead]) -> list[Pointer]:
+        """Let names lead where they are to; return where each leads.
 
-        A name is what `keys.name_of` makes of an id in its namespace.
+        One that leads to a sealed record already stays with it.
         """
 
     async def locate(self, name: str) -> Pointer | None:

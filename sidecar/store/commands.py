@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import redis.asyncio
 from redis import exceptions as refusals
@@ -19,6 +19,14 @@ from routereplay.sidecar.store.resp_pool import RespPool
 Word: TypeAlias = str | bytes | int
 
 
+class Script(NamedTuple):
+    """A call of `scripts/NAME.lua`."""
+
+    name: str
+    keys: Sequence[str]
+    arguments: Sequence[Word]
+
+
 class Commands(Protocol):
     """Sends commands to an engine; raises what redis-py raises."""
 
@@ -27,6 +35,9 @@ class Commands(Protocol):
 
     async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> bytes:
         """Return what `scripts/NAME.lua` returns."""
+
+    async def scripts(self, calls: Sequence[Script]) -> list[bytes]:
+        """Return what scripts return that run in order; nothing is undone if one is refused."""
 
 
 class RedisCommands:
@@ -51,6 +62,11 @@ class RedisCommands:
             self._scripts[name] = self._client.register_script(script_text(name))
         return cast("bytes", await self._scripts[name](keys=keys, args=arguments))
 
+    async def scripts(self, calls: Sequence[Script]) -> list[bytes]:
+        """See `Commands.scripts`."""
+        # One by one: their keys may be of many nodes.
+        return [await self.script(*call) for call in calls]
+
 
 class RespCommands:
     """Commands by a pool of `ReplyConnection`s: one engine without TLS."""
@@ -61,8 +77,7 @@ class RespCommands:
 
     async def run(self, *commands: Sequence[Word]) -> list[Any]:
         """See `Commands.run`."""
-        encoded = [[_encoded(word) for word in command] for command in commands]
-        replies = await self._pool.call(encoded, ())
+        replies = await self._send(commands)
         for reply in replies:
             if isinstance(reply, refusals.ResponseError):
                 raise reply
@@ -70,19 +85,34 @@ class RespCommands:
 
     async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> bytes:
         """See `Commands.script`."""
+        (reply,) = await self.scripts([Script(name, keys, arguments)])
+        return reply
+
+    async def scripts(self, calls: Sequence[Script]) -> list[bytes]:
+        """See `Commands.scripts`."""
+        rest = [[len(call.keys), *call.keys, *call.arguments] for call in calls]
+        known = [self._script(call.name) for call in calls]
+        replies = await self._send(
+            [[b"EVALSHA", sha, *words] for (_, sha), words in zip(known, rest, strict=True)]
+        )
+        for number, reply in enumerate(replies):
+            if isinstance(reply, refusals.ResponseError):
+                if not str(reply).startswith("NOSCRIPT"):
+                    raise reply
+                (replies[number],) = await self.run([b"EVAL", known[number][0], *rest[number]])
+        return cast("list[bytes]", replies)
+
+    async def _send(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
+        encoded = [[_encoded(word) for word in command] for command in commands]
+        return await self._pool.call(encoded, ())
+
+    def _script(self, name: str) -> tuple[bytes, bytes]:
+        """Return a script's text and the digest that the engine knows it by."""
         if name not in self._scripts:
             source = script_text(name).encode()
             digest = hashlib.sha1(source, usedforsecurity=False).hexdigest()
             self._scripts[name] = source, digest.encode()
-        text, sha = self._scripts[name]
-        rest = [len(keys), *keys, *arguments]
-        try:
-            (reply,) = await self.run([b"EVALSHA", sha, *rest])
-        except refusals.ResponseError as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise
-            (reply,) = await self.run([b"EVAL", text, *rest])
-        return cast("bytes", reply)
+        return self._scripts[name]
 
 
 def fields(reply: Any) -> Mapping[bytes, bytes]:

@@ -11,6 +11,7 @@ import msgspec
 from routereplay.sidecar.store import keys
 from routereplay.sidecar.store.base import (
     Entry,
+    Lead,
     Pointer,
     RecordKey,
     RecordStatus,
@@ -18,8 +19,9 @@ from routereplay.sidecar.store.base import (
     SealRequest,
     StagedChunk,
     StageOutcome,
+    Staging,
 )
-from routereplay.sidecar.store.commands import Commands, fields
+from routereplay.sidecar.store.commands import Commands, Script, Word, fields
 from routereplay.sidecar.store.redis_engine import engine_errors
 from routereplay.sidecar.store.redis_lives import Lives
 from routereplay.sidecar.store.redis_replicas import Replicas
@@ -56,15 +58,13 @@ class RedisIndex:
         self._lives = Lives(ttl_s=ttl_s, index_ttl_s=index_ttl_s)
 
     async def stage(
-        self, key: RecordKey, upload_id: str, seq: int, chunk: StagedChunk, entry: Entry
-    ) -> StageOutcome:
-        """Note that an upload brings `chunk` at `seq`; its blobs are stored afterwards."""
-        arguments = [seq, _encode(chunk), key.choice, upload_id, _encode(entry), key.request_id]
-        arguments += [self._staging_ttl_s, self._index_ttl_s]
-        arguments += [chunk.nbytes, self._max_bytes, self._max_requests, self._ttl_s]
-        names = [*_state_keys(key, upload_id), keys.arrived(key.tag)]
-        outcome = await self._run("stage", names, arguments)
-        return cast("StageOutcome", outcome)
+        self, chunks: Sequence[Staging], leads: Sequence[Lead]
+    ) -> tuple[list[StageOutcome], list[Pointer]]:
+        """Note what uploads bring, and claim names for them, in one round trip if all is new."""
+        calls = [self._stage(one) for one in chunks] + [self._claim(one) for one in leads]
+        answers = await self._run_all(calls)
+        outcomes = [cast("StageOutcome", answer) for answer in answers[: len(chunks)]]
+        return outcomes, await self._contend(leads, answers[len(chunks) :])
 
     async def staged(self, tag: str, upload_id: str) -> dict[int, StagedChunk]:
         """Return what an upload has noted, by position."""
@@ -72,15 +72,20 @@ class RedisIndex:
             (found,) = await self._commands.run(["HGETALL", keys.upload(tag, upload_id)])
         return decode_staged(fields(found))
 
-    async def content(self, key: RecordKey) -> bytes | None:
-        """Return the content identity of a sealed record, or None."""
+    async def so_far(
+        self, key: RecordKey, upload_id: str
+    ) -> tuple[bytes | None, dict[int, StagedChunk]]:
+        """Return the content identity of a sealed record or None, and what is staged for it."""
         with engine_errors():
-            (answer,) = await self._commands.run(["HGET", keys.record(key), "content"])
+            answer, noted = await self._commands.run(
+                ["HGET", keys.record(key), "content"],
+                ["HGETALL", keys.upload(key.tag, upload_id)],
+            )
         found = cast("bytes | None", answer)
         if found is not None and self._replicas is not None:
             # The caller acknowledges what it finds here, as it does what it seals.
             await self._replicas.confirm(keys.record(key), keys.barrier(key.tag), found)
-        return found
+        return found, decode_staged(fields(noted))
 
     async def seal(self, request: SealRequest) -> SealOutcome:
         """Make a record visible, whole, in one atomic step; or change nothing."""
@@ -114,14 +119,10 @@ class RedisIndex:
         arguments = [key.choice, upload_id, _encode(status.entry), self._index_ttl_s]
         await self._run("delete", names, arguments)
 
-    async def claim(self, name: str, pointer: Pointer) -> Pointer:
-        """Lead `name` to `pointer`, unless it leads to a live record; return where it leads."""
-        held = await self.locate(name)
-        if held is not None and held != pointer and await self._is_live(held):
-            return held
-        seen = "" if held is None else _pointer_text(held)
-        arguments = [seen, _pointer_text(pointer), self._index_ttl_s]
-        return _pointer(await self._run("claim", [keys.pointer(name)], arguments))
+    async def claim(self, leads: Sequence[Lead]) -> list[Pointer]:
+        """Let names lead where they are to; return where each leads."""
+        answers = await self._run_all([self._claim(one) for one in leads])
+        return await self._contend(leads, answers)
 
     async def locate(self, name: str) -> Pointer | None:
         """Return where an id or alias leads."""
@@ -154,10 +155,37 @@ class RedisIndex:
         # Pending does not count: the first seal wins, not the first chunk.
         return any(status.state == "sealed" for status in await self.request(held))
 
+    def _stage(self, one: Staging) -> Script:
+        key, chunk = one.key, one.chunk
+        arguments: list[Word] = [one.seq, _encode(chunk), key.choice, one.upload_id]
+        arguments += [_encode(one.entry)]
+        arguments += [key.request_id, self._staging_ttl_s, self._index_ttl_s]
+        arguments += [chunk.nbytes, self._max_bytes, self._max_requests, self._ttl_s]
+        return Script("stage", [*_state_keys(key, one.upload_id), keys.arrived(key.tag)], arguments)
+
+    def _claim(self, lead: Lead, seen: str = "") -> Script:
+        words = (seen, _pointer_text(lead.pointer), self._index_ttl_s)
+        return Script("claim", [keys.pointer(lead.name)], words)
+
+    async def _contend(self, leads: Sequence[Lead], answers: Sequence[str]) -> list[Pointer]:
+        """Return where names lead, once those that lead to nothing live were claimed again."""
+        found = [_pointer(answer) for answer in answers]
+        for number, (lead, held) in enumerate(zip(leads, found, strict=True)):
+            if held != lead.pointer and not await self._is_live(held):
+                (answer,) = await self._run_all([self._claim(lead, _pointer_text(held))])
+                found[number] = _pointer(answer)
+        return found
+
     async def _run(self, name: str, names: list[str], arguments: Sequence[Any]) -> str:
+        (answer,) = await self._run_all([Script(name, names, arguments)])
+        return answer
+
+    async def _run_all(self, calls: Sequence[Script]) -> list[str]:
+        if not calls:
+            return []
         with engine_errors():
-            answer = await self._commands.script(name, names, arguments)
-        return answer.decode()
+            answers = await self._commands.scripts(calls)
+        return [answer.decode() for answer in answers]
 
 
 def _state_keys(key: RecordKey, upload_id: str) -> list[str]:

@@ -24,14 +24,17 @@ class RespBlobs:
         """Store values that live `ttl_s`; one that is there already stays and lives as long."""
         ttl = b"%d" % ttl_s
         for window in windows(values, lambda value: memoryview(value[1]).nbytes):
-            commands: list[Sequence[Buffer]] = []
-            for key, value in window:
-                name = key.encode()
-                # NX and GT: a late retry must not shorten the life of a sealed value.
-                commands.append([b"SET", name, value, b"EX", ttl, b"NX"])
-                commands.append([b"EXPIRE", name, ttl, b"GT"])
-            with engine_errors():
-                _checked(await self._pool.call(commands, [None] * len(commands)))
+            names = [key.encode() for key, _ in window]
+            # NX and GT: a late retry must not shorten the life of a sealed value.
+            stored = await self._call(
+                [
+                    [b"SET", name, value, b"EX", ttl, b"NX"]
+                    for name, (_, value) in zip(names, window, strict=True)
+                ]
+            )
+            held = [name for name, reply in zip(names, stored, strict=True) if reply is None]
+            if held:
+                await self._call([[b"EXPIRE", name, ttl, b"GT"] for name in held])
 
     async def read(self, wanted: Sequence[Wanted]) -> list[int | None]:
         """Receive values or parts of them; return the length of each, or None if it is gone."""
@@ -46,6 +49,10 @@ class RespBlobs:
                 # A part of what is not there is a string of nothing.
                 lengths.append(None if want.start is not None and not length else length)
         return lengths
+
+    async def _call(self, commands: Sequence[Sequence[Buffer]]) -> list[Reply]:
+        with engine_errors():
+            return _checked(await self._pool.call(commands, [None] * len(commands)))
 
 
 def _get(want: Wanted) -> Sequence[Buffer]:

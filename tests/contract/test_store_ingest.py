@@ -177,6 +177,42 @@ def test_a_refused_frame_does_not_refuse_its_neighbours(store):
     assert results(response) == [*["staged"] * 4, "sealed", "malformed_frame", "incomplete"]
 
 
+def test_a_body_that_brings_all_of_a_request_asks_the_engine_for_nothing(store):
+    def calls(name):
+        return store.engine.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"]
+
+    store.put(make_upload("warm-up", seed=22))
+    before = [calls(name) for name in ("evalsha", "hgetall", "set")]
+    store.put(make_upload("all-at-once", seed=23))
+    after = [calls(name) for name in ("evalsha", "hgetall", "set")]
+
+    # Four chunks, one name and the seal; four values, the token ids and the name again.
+    assert [now - then for now, then in zip(after, before, strict=True)] == [6, 0, 6]
+
+
+def test_frames_count_in_the_order_of_their_body(store):
+    early, given_up = make_upload("sealed-early", seed=24), make_upload("given-up", seed=25)
+    body = early.seal_frame + b"".join(early.chunk_frames) + early.seal_frame
+    response = store.post(body)
+    assert results(response) == ["incomplete", *["staged"] * 4, "sealed"]
+
+    first, *rest = given_up.chunk_frames
+    response = store.post(first + given_up.drop_frame() + b"".join(rest) + given_up.seal_frame)
+    assert results(response) == ["staged", "noted", *["dropped"] * 3, "incomplete"]
+
+
+def test_many_requests_in_one_body_are_all_stored(store):
+    uploads = [make_upload(f"crowd-{number}", seed=number) for number in range(30)]
+    body = b"".join(upload.body for upload in uploads)
+
+    assert set(results(store.post(body))) == {"staged", "sealed"}
+    for upload in uploads:
+        path = f"/v1/requests/{upload.manifest.request_id}/routes"
+        _, (rows,), (tokens,) = decode_routes(store.get(path))
+        assert np.array_equal(rows, upload.experts)
+        assert np.array_equal(tokens, upload.token_ids)
+
+
 def test_an_alias_leads_to_the_record(store):
     upload = store.put(make_upload("chatcmpl-abc", seed=22, aliases=("abc",)))
 

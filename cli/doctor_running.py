@@ -131,11 +131,12 @@ def _canary(states: Mapping[str, float]) -> Finding:
     if states.get("failed"):
         return failed("canary", "routes are not real: nothing is recorded", "see the server's log")
     if states.get("proven") and len(states) == 1:
-        return ok("canary", "routes were proven real at start")
+        return ok("canary", "routes were proven real")
     return warning(
         "canary",
         f"{_counts(states) or 'off'}: nothing proved that routes are real",
-        "see the server's log, and ROUTEREPLAY_CANARY",
+        "see the server's log, and ROUTEREPLAY_CANARY; placeholders (--load-format dummy) are "
+        "judged at the first request after a trainer brought weights",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from routereplay.patches.vllm.canary import Canary
 from routereplay.patches.vllm.engine_args import capture_section
 from routereplay.patches.vllm.exporter import Exporter
+from routereplay.patches.vllm.late_canary import LateCanary
 from routereplay.patches.vllm.metrics import Metrics
 from routereplay.patches.vllm.record import ModelFacts
 from routereplay.patches.vllm.recorder import Recorder
@@ -87,7 +88,7 @@ def _topk(model_config: Any) -> int:
 def attach(
     output_processor: Any, facts: ModelFacts, vllm_config: Any, *, keep_native: bool
 ) -> Canary | None:
-    """Make `output_processor` record; returns the canary of its engine, if there is one."""
+    """Make `output_processor` record; returns what judges its engine now, if anything does."""
     check_output_processor(output_processor)
     exporter = process_exporter()
     recorder = Recorder(
@@ -106,22 +107,21 @@ def attach(
     mode = process_settings().canary
     if mode == "off":
         return None
+    model_config = vllm_config.model_config
+    sizes = {
+        "vocab_size": model_config.get_vocab_size(),
+        "max_model_len": model_config.max_model_len,
+    }
     if vllm_config.load_config.load_format == "dummy":
         # All layers hold the same numbers then, and choose the same experts.
-        process_metrics().canary("unproven")
         logger.warning(
             "route recorder: the weights are placeholders (--load-format dummy) until a trainer "
-            "sends its own, so no canary can tell whether routes are real; they are recorded and "
-            "watched"
+            "sends its own, so nothing proves that routes are real; they are recorded and watched, "
+            "and the canary looks at them when weights have come"
         )
+        late = LateCanary(recorder, publish=process_metrics().canary, **sizes)
+        setattr(output_processor, CANARY, late)
         return None
-    model_config = vllm_config.model_config
-    canary = Canary(
-        recorder,
-        mode,
-        vocab_size=model_config.get_vocab_size(),
-        max_model_len=model_config.max_model_len,
-        publish=process_metrics().canary,
-    )
+    canary = Canary(recorder, mode, publish=process_metrics().canary, **sizes)
     setattr(output_processor, CANARY, canary)
     return canary

@@ -13,6 +13,8 @@ import numpy as np
 
 from routereplay.patches.vllm.record import ModelFacts
 
+_ALL_ZERO = "every id of every row is zero: the kernels bypass vLLM's capture"
+
 
 def routed_layers(rows_TLK: np.ndarray) -> tuple[int, ...]:
     """Return the layers of `[tokens, layers, topk]` that have any id but zero."""
@@ -30,34 +32,62 @@ def doubts(
         token_ids: prompt and completion; the last one has no row.
         prompt_len: how many of them are the prompt.
     """
+    wrong = _misshapen(steps, model, token_ids)
+    if wrong:
+        return [wrong]
+    rows_TLK = np.concatenate(steps)
+    return [
+        *_impossible(rows_TLK, model),
+        *_unlikely(rows_TLK, token_ids[:-1], prompt_len),
+    ]
+
+
+def impossible(
+    steps: Sequence[np.ndarray], model: ModelFacts, token_ids: Sequence[int]
+) -> list[str]:
+    """Return those of the `doubts` that no weights can explain, be they placeholders."""
+    wrong = _misshapen(steps, model, token_ids)
+    return [wrong] if wrong else list(_impossible(np.concatenate(steps), model))
+
+
+def _misshapen(
+    steps: Sequence[np.ndarray], model: ModelFacts, token_ids: Sequence[int]
+) -> str | None:
     if not steps:
-        return ["no row came with any step of the engine"]
+        return "no row came with any step of the engine"
     row, dtype = (model.num_layers, model.topk), np.dtype(model.dtype)
     for rows_TLK in steps:
         if rows_TLK.shape[1:] != row or rows_TLK.dtype != dtype:
             found = f"rows {rows_TLK.shape[1:]} of {rows_TLK.dtype}"
-            return [f"{found} came; expected {row} of {dtype}"]
-    rows_TLK = np.concatenate(steps)
-    due = len(token_ids) - 1
-    if len(rows_TLK) != due:
-        return [f"{len(rows_TLK)} rows came for {len(token_ids)} tokens; expected {due}"]
-    return list(_doubts(rows_TLK, model, token_ids[:-1], prompt_len))
+            return f"{found} came; expected {row} of {dtype}"
+    came, due = sum(map(len, steps)), len(token_ids) - 1
+    if came != due:
+        return f"{came} rows came for {len(token_ids)} tokens; expected {due}"
+    return None
 
 
-def _doubts(
-    rows_TLK: np.ndarray, model: ModelFacts, token_ids: Sequence[int], prompt_len: int
-) -> Iterator[str]:
+def _impossible(rows_TLK: np.ndarray, model: ModelFacts) -> Iterator[str]:
     highest = int(rows_TLK.max())
     if highest >= model.num_experts:
         yield f"a row names expert {highest} of a model that has {model.num_experts}"
     layers = routed_layers(rows_TLK)
+    # One expert for each token may well be the first of all.
+    if not layers and model.topk > 1:
+        yield _ALL_ZERO
+    chosen_LTK = np.sort(rows_TLK[:, layers].swapaxes(0, 1), axis=-1)
+    twice = (chosen_LTK[..., 1:] == chosen_LTK[..., :-1]).any(axis=(1, 2))
+    if twice.any():
+        named = _few([layers[n] for n in np.flatnonzero(twice)])
+        yield f"layers {named} name an expert twice for one token"
+
+
+def _unlikely(rows_TLK: np.ndarray, token_ids: Sequence[int], prompt_len: int) -> Iterator[str]:
+    layers = routed_layers(rows_TLK)
     if not layers:
-        yield "every id of every row is zero: the kernels bypass vLLM's capture"
+        if rows_TLK.shape[-1] == 1:
+            yield _ALL_ZERO
         return
     chosen_LTK = {layer: np.sort(rows_TLK[:, layer], axis=-1) for layer in layers}
-    twice = [n for n, rows in chosen_LTK.items() if (rows[:, 1:] == rows[:, :-1]).any()]
-    if twice:
-        yield f"layers {_few(twice)} name an expert twice for one token"
     alike = [n for n, rows in chosen_LTK.items() if (rows == rows[0]).all()]
     if alike and len(set(token_ids)) > 1:
         yield f"layers {_few(alike)} route every token alike"

@@ -77,10 +77,15 @@ class Recorder:
     def proven(self, moe_layers: tuple[int, ...]) -> None:
         """The canary has seen real routes in these layers."""
         self._model = replace(self._model, moe_layers=moe_layers)
+        self.accept()
 
     def refuse(self, reason: str) -> None:
         """Record nothing from now on: every request is counted and reported as lost."""
         self._refused = reason
+
+    def accept(self) -> None:
+        """Record again what comes from now on."""
+        self._refused = ""
 
     def request_added(self, request: Any, state: Any) -> None:
         """vLLM accepted `request` (`EngineCoreRequest`) and made `state` (`RequestState`)."""

@@ -10,6 +10,7 @@ from routereplay.patches.vllm.engine_init import (
     NOTE_SHUTDOWN,
     PROVE_FIRST,
 )
+from routereplay.patches.vllm.new_weights import NOTE_COMMAND, NOTE_RESUME, NOTE_WAKE_UP
 from routereplay.patches.vllm.output_processor import (
     NOTE_ABORT,
     NOTE_FAILURE,
@@ -39,6 +40,9 @@ PATCHES: tuple[Patch, ...] = (
     NOTE_ABORT,
     NOTE_FAILURE,
     NOTE_SHUTDOWN,
+    NOTE_COMMAND,
+    NOTE_WAKE_UP,
+    NOTE_RESUME,
     *ENGINE_PATCHES,
 )
 

@@ -6,15 +6,13 @@ Run by ./scripts/compatibility against several releases: each server takes half 
 import contextlib
 import itertools
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from support.hf_reference import Reference
 from support.lora_adapter import MODULES, write_adapter
+from support.new_weights import retrained, taking_weights
 from support.openai_api import Api
 from support.plugin_path import path_of_other
 from transformers import DynamicCache
@@ -61,21 +59,6 @@ def register():
 """
 """A plugin after which a CPU build schedules as a GPU does: vLLM's own code, which the CPU's
 platform switches off because a CPU gains nothing by it."""
-
-
-TRAINED = """
-from safetensors.torch import load_file
-class Trained:
-    def take_weights(self, path):
-        weights, taken = load_file(path), 0
-        for name, parameter in self.model_runner.get_model().named_parameters():
-            if "norm" in name or "embed_tokens" in name:
-                parameter.data.copy_(weights[name])
-                taken += 1
-        return {"taken": taken}
-"""
-"""An extension of the worker, the way in which trainers bring new weights to an engine: here
-those that a CPU build has not packed into another layout when it loaded the model."""
 
 
 @pytest.fixture(scope="module")
@@ -135,31 +118,13 @@ def test_rows_are_those_of_their_tokens_when_steps_overlap(asynchronous, sink, c
         check(sink.wait(answer["id"]), prompt, answer["choices"][0]["token_ids"])
 
 
-def retrained(path, target):
-    """Write a checkpoint with other embeddings and norms, and so with other routes everywhere."""
-    shutil.copytree(path, target)
-    weights = load_file(path / "model.safetensors")
-    generator = torch.Generator().manual_seed(7)
-    for name, tensor in weights.items():
-        if "norm" in name or "embed_tokens" in name:
-            noise = torch.randn(tensor.shape, generator=generator)
-            weights[name] = (tensor * (1 + 0.5 * noise)).to(tensor.dtype)
-    save_file(weights, target / "model.safetensors", {"format": "pt"})
-    return target
-
-
 @pytest.fixture(scope="module")
 def trained(start, release, plugin_path, tmp_path_factory):
     """A server that takes new weights while requests are paused."""
     if not release.has(WEIGHT_VERSIONS):
         pytest.skip("no token says which weights made it before 0.32")
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "trained.py").write_text(TRAINED)
-    variables = {
-        "VLLM_SERVER_DEV_MODE": "1",
-        "PYTHONPATH": os.pathsep.join([str(folder), plugin_path]),
-    }
-    with start("--worker-extension-cls", "trained.Trained", **variables) as server:
+    flags, variables = taking_weights(tmp_path_factory.mktemp("trained"), plugin_path)
+    with start(*flags, **variables) as server:
         yield Api(server)
 
 

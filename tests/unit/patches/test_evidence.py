@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routereplay.patches.vllm.evidence import doubts, routed_layers
+from routereplay.patches.vllm.evidence import doubts, impossible, routed_layers
 from routereplay.patches.vllm.record import ModelFacts
 
 MODEL = ModelFacts("tiny", num_layers=4, topk=2, num_experts=16)
@@ -83,6 +83,32 @@ def test_a_failed_capture_is_doubted(damage, doubt):
     damage(rows)
 
     assert doubt in "; ".join(judged(rows))
+
+
+@pytest.mark.parametrize(
+    ("damage", "by_weights"),
+    [
+        (zeroed, False),
+        (one_layer_constant, True),
+        (stale_while_decoding, True),
+        (a_layer_over_another, True),
+        (an_expert_twice, False),
+        (an_expert_too_many, False),
+    ],
+)
+def test_what_placeholders_can_do_is_told_from_what_no_weights_explain(damage, by_weights):
+    rows = routes()
+    damage(rows)
+
+    assert (impossible(steps(rows), MODEL, TOKENS) == []) == by_weights
+
+
+def test_one_expert_a_token_can_be_the_first_of_all_with_placeholders():
+    model = ModelFacts("tiny", num_layers=4, topk=1, num_experts=16)
+    rows = np.zeros((PROMPT + NEW - 1, 4, 1), "uint8")
+
+    assert impossible(steps(rows), model, TOKENS) == []
+    assert "every id of every row is zero" in "; ".join(judged(rows, model))
 
 
 def test_rows_that_never_came_are_doubted():

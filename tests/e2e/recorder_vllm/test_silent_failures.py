@@ -50,6 +50,8 @@ def test_a_server_that_captures_zeros_serves_and_every_request_is_lost_by_name(
 @pytest.mark.behaviour("canary stops a server whose rows are all zero")
 def test_the_releases_own_silent_failure_does_not_start(start, release):
     """0.22 to 0.26: the CPU kernel is not captured. 0.31 on: neither is a compiled graph."""
+    if release.numbers >= (0, 33):
+        pytest.skip("Triton's interpreter cannot run a kernel of its compiled graph")
     if release.has(AUX_OUTPUT):
         server = start("--no-enforce-eager", TORCH_COMPILE_DISABLE="0")
     elif not release.has(BYPASS_REFUSED):

@@ -3,7 +3,9 @@
 Alignment is a comparison, never a guess: a turn supplies the row of a token only while
 all its tokens up to that one are the trainer's. Of several turns that could supply a
 row the first captured wins, because that is the row under which the token was sampled;
-a later turn may have routed the same prompt again.
+a later turn may have routed the same prompt again. Of a turn that is open-ended only the
+tokens that the client was given are anybody's: it may part from the trainer's tokens
+anywhere in its completion, and gives its rows up to there.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from routereplay.client.trajectory import Trajectory
 from routereplay.wire.errors import InvalidRoutes
 from routereplay.wire.lineage import common_prefix
 from routereplay.wire.records import RecordManifest
+from routereplay.wire.routes import RoutedExperts
 
 MissingPolicy: TypeAlias = Literal["raise", "live"]
 BranchPolicy: TypeAlias = Literal["raise", "allow"]
@@ -258,9 +261,14 @@ def _check_branches(trajectory: Trajectory, tokens: np.ndarray, matches: list[in
         if match == min(len(turn.token_ids), len(tokens))
     }
     for index, (turn, match) in enumerate(zip(trajectory.turns, matches, strict=True)):
-        diverges = match < min(len(turn.token_ids), len(tokens))
+        diverges = match < min(len(turn.token_ids), len(tokens)) and not _is_cut(turn, match)
         if diverges and turn.manifest.request_id not in used:
             raise _divergence(trajectory, index, tokens, match)
+
+
+def _is_cut(turn: RoutedExperts, match: int) -> bool:
+    """Whether the client may have been given no more of a turn than its first `match` tokens."""
+    return turn.manifest.open_ended and match >= turn.manifest.prompt_len
 
 
 def _divergence(

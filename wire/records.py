@@ -95,6 +95,10 @@ class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the recorder saw in these rows that real routes never show (`zero_rows`,
     `stale_rows`, ...); empty if nothing. Such rows must not be replayed."""
 
+    open_ended: bool = False
+    """The completion may go on past what the client was given: the recorder saw what the engine
+    sampled, and a front end beyond it decided where the text ends."""
+
     @property
     def row_nbytes(self) -> int:
         """Bytes of one token's row as it is written."""

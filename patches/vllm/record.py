@@ -62,6 +62,8 @@ class Ending(NamedTuple):
     completion_token_ids: list[int]
     finish_reason: FinishReason
     policy_versions: tuple[PolicySpan, ...]
+    open_ended: bool = False
+    """Somebody behind the recorder may have cut the completion for the client."""
 
 
 class OpenRecord:

@@ -114,6 +114,7 @@ class Upload:
             parent=_parent_ref(info, tokens),
             rows=self._framed_rows,
             finish_reason=ending.finish_reason,
+            open_ended=ending.open_ended,
             policy_versions=ending.policy_versions,
             invalid=self.invalid,
             engine_id=info.engine_id,

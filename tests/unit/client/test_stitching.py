@@ -107,6 +107,53 @@ def test_an_edited_history_is_misaligned_although_the_last_turn_covers_every_row
         stitch(trajectory(first, second), second.token_ids)
 
 
+def cut_conversation(**options):
+    """A first turn of which the client was given `[1, 2, 3, 10, 11]`, and the next one."""
+    first = turn([1, 2, 3], [10, 11, 12, 13], request_id="cmpl-0", **options)
+    second = turn([1, 2, 3, 10, 11, 20, 21], [30, 31], request_id="cmpl-1")
+    return trajectory(first, second), second.token_ids
+
+
+def test_an_open_ended_turn_gives_its_rows_as_far_as_the_client_was_given_its_tokens():
+    cut, tokens = cut_conversation(open_ended=True)
+    trained = np.isin(tokens, [10, 11, 30, 31])
+    stitched = stitch(cut, tokens, loss_mask=trained)
+
+    assert stitched.source.tolist() == [0] * 5 + [1] * 3 + [-1]
+    assert stitched.sampled.tolist() == trained.tolist()
+    assert np.array_equal(stitched.experts[:-1], expected_rows(tokens, 0, 8))
+
+
+def test_an_open_ended_last_turn_has_a_row_even_for_the_last_token():
+    cut, tokens = cut_conversation(open_ended=True)
+    alone = trajectory(cut.turns[0])
+    stitched = stitch(alone, tokens[:5])
+
+    assert not stitched.missing.any()
+
+
+def test_a_turn_that_is_not_open_ended_may_not_be_cut():
+    cut, tokens = cut_conversation()
+
+    with pytest.raises(MisalignedRoutes, match="position 5 "):
+        stitch(cut, tokens)
+
+
+def test_a_trained_token_past_what_an_open_ended_turn_sampled_raises():
+    cut, tokens = cut_conversation(open_ended=True)
+
+    with pytest.raises(MissingRoutes, match="position 5 "):
+        stitch(cut, tokens, loss_mask=np.isin(tokens, [20]))
+
+
+def test_an_open_ended_turn_whose_prompt_differs_is_misaligned():
+    cut, tokens = cut_conversation(open_ended=True)
+    edited = np.array([1, 9, *tokens[2:]], np.int32)
+
+    with pytest.raises(MisalignedRoutes, match="in its prompt"):
+        stitch(trajectory(cut.turns[0], turn(edited[:7], edited[7:])), edited)
+
+
 def test_branches_allow_accepts_an_edited_history():
     first = turn([1, 2], [3, 4], request_id="r0")
     second = turn([1, 2, 3, 9, 5], [6], request_id="r1")

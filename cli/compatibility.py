@@ -167,8 +167,6 @@ def page() -> str:
     lines += ["|---|---|---|"]
     lines += [f"| {each.name} | {each.reason} | {each.way_out} |" for each in REFUSALS]
     lines += [
-        "| vLLM's Rust front end | requests pass by the Python one | unset "
-        "`VLLM_USE_RUST_FRONTEND` |",
         "| an `OutputProcessor` of somebody else | rows would go past the recorder | remove what "
         "replaces it |",
         "| routes that are not real | the canary saw it | `--enforce-eager` on a CPU, another "

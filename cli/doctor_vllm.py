@@ -110,6 +110,7 @@ def _patches(installed: str) -> Iterator[Finding]:
 
 
 def _environment(environ: Mapping[str, str], release: Any) -> Iterator[Finding]:
+    from routereplay.patches.vllm.engine_tap import taps_engine
     from routereplay.patches.vllm.releases import AUX_OUTPUT
     from routereplay.patches.vllm.settings import Settings
 
@@ -125,10 +126,8 @@ def _environment(environ: Mapping[str, str], release: Any) -> Iterator[Finding]:
             f"is {allowed!r}: vLLM loads only what it lists",
             "add routereplay to the list, or unset it",
         )
-    if environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
-        yield failed(
-            "VLLM_USE_RUST_FRONTEND", "requests would pass by the Python front end", "unset it"
-        )
+    if taps_engine(environ):
+        yield _engine_tap(environ)
     if environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0" and release.has(AUX_OUTPUT):
         yield failed("VLLM_USE_V2_MODEL_RUNNER", "the V1 runner captures nothing", "unset it")
     if environ.get("ROUTEREPLAY_ENABLED", "1").strip().lower() in _OFF:
@@ -144,6 +143,17 @@ def _environment(environ: Mapping[str, str], release: Any) -> Iterator[Finding]:
         Settings.from_env(environ)
     except ValueError as error:
         yield failed("settings", str(error), "docs/operating.md lists every variable")
+
+
+def _engine_tap(environ: Mapping[str, str]) -> Finding:
+    name = "VLLM_USE_RUST_FRONTEND" if environ.get("VLLM_USE_RUST_FRONTEND") else "ROUTEREPLAY_TAP"
+    if environ.get("ROUTEREPLAY_METRICS_PORT"):
+        return ok(name, "engines record; the recorder's metrics are on ROUTEREPLAY_METRICS_PORT")
+    return warning(
+        name,
+        "engines record, and the front end's /metrics does not show what they do",
+        "set ROUTEREPLAY_METRICS_PORT",
+    )
 
 
 def _import_quietly(name: str) -> Any:

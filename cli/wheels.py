@@ -77,6 +77,10 @@ class RemoteWheel:
         """Return the text of one file, or None if the wheel has none of that name."""
         return self._archive.read(path).decode() if path in self._names else None
 
+    def read_bytes(self, path: str) -> bytes:
+        """Return one file as it is; raises `KeyError` if the wheel has none of that name."""
+        return self._archive.read(path)
+
 
 class _Ranged(io.RawIOBase):
     """A file behind a URL whose server answers ranged requests."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from routereplay.patches.vllm.canary import Canary
 from routereplay.patches.vllm.engine_args import capture_section
+from routereplay.patches.vllm.engine_tap import EngineTap
 from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.late_canary import LateCanary
-from routereplay.patches.vllm.metrics import Metrics
+from routereplay.patches.vllm.metrics import Metrics, serve_metrics
 from routereplay.patches.vllm.record import ModelFacts
 from routereplay.patches.vllm.recorder import Recorder
 from routereplay.patches.vllm.refusals import check_output_processor
@@ -90,6 +91,39 @@ def attach(
 ) -> Canary | None:
     """Make `output_processor` record; returns what judges its engine now, if anything does."""
     check_output_processor(output_processor)
+    recorder = _recorder(facts, keep_native=keep_native)
+    setattr(output_processor, RECORDER, recorder)
+    if process_settings().canary == "off":
+        return None
+    if _has_placeholders(vllm_config):
+        vocab_size, max_model_len = _sizes(vllm_config)
+        late = LateCanary(
+            recorder,
+            publish=process_metrics().canary,
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+        )
+        setattr(output_processor, CANARY, late)
+        return None
+    canary = _canary(recorder, vllm_config)
+    setattr(output_processor, CANARY, canary)
+    return canary
+
+
+def attach_engine(facts: ModelFacts, vllm_config: Any) -> EngineTap:
+    """Return what records an engine whose front end is not Python."""
+    recorder = _recorder(facts, keep_native=False, in_engine=True)
+    if port := process_settings().metrics_port:
+        serve_metrics(port + (vllm_config.parallel_config.data_parallel_index or 0))
+    if process_settings().canary == "off":
+        return EngineTap(recorder, None)
+    if _has_placeholders(vllm_config):
+        process_metrics().canary("unproven")
+        return EngineTap(recorder, None)
+    return EngineTap(recorder, _canary(recorder, vllm_config))
+
+
+def _recorder(facts: ModelFacts, *, keep_native: bool, in_engine: bool = False) -> Recorder:
     exporter = process_exporter()
     recorder = Recorder(
         facts,
@@ -97,31 +131,40 @@ def attach(
         keep_native=keep_native,
         only_new_rows=exporter.only_new_rows,
         may_leave_out_all=installed_release().has(PROMPT_START_AT_END),
+        in_engine=in_engine,
     )
-    setattr(output_processor, RECORDER, recorder)
     logger.info(
         "route recorder %s: %s, %d layers, top-%d of %d experts, %d bytes a token, to %s",
         *(recorder.engine_id, facts.name, facts.num_layers, facts.topk),
         *(facts.num_experts, facts.row_nbytes, exporter.store_name),
     )
-    mode = process_settings().canary
-    if mode == "off":
-        return None
+    return recorder
+
+
+def _has_placeholders(vllm_config: Any) -> bool:
+    """Whether a trainer is to send the weights: all layers hold the same numbers until then."""
+    if vllm_config.load_config.load_format != "dummy":
+        return False
+    logger.warning(
+        "route recorder: the weights are placeholders (--load-format dummy) until a trainer "
+        "sends its own, so nothing proves that routes are real; they are recorded and watched, "
+        "and the canary looks at them when weights have come, if a Python front end serves"
+    )
+    return True
+
+
+def _sizes(vllm_config: Any) -> tuple[int, int]:
+    """Return how many tokens the model knows, and how many a request may have."""
     model_config = vllm_config.model_config
-    sizes = {
-        "vocab_size": model_config.get_vocab_size(),
-        "max_model_len": model_config.max_model_len,
-    }
-    if vllm_config.load_config.load_format == "dummy":
-        # All layers hold the same numbers then, and choose the same experts.
-        logger.warning(
-            "route recorder: the weights are placeholders (--load-format dummy) until a trainer "
-            "sends its own, so nothing proves that routes are real; they are recorded and watched, "
-            "and the canary looks at them when weights have come"
-        )
-        late = LateCanary(recorder, publish=process_metrics().canary, **sizes)
-        setattr(output_processor, CANARY, late)
-        return None
-    canary = Canary(recorder, mode, publish=process_metrics().canary, **sizes)
-    setattr(output_processor, CANARY, canary)
-    return canary
+    return model_config.get_vocab_size(), model_config.max_model_len
+
+
+def _canary(recorder: Recorder, vllm_config: Any) -> Canary:
+    vocab_size, max_model_len = _sizes(vllm_config)
+    return Canary(
+        recorder,
+        process_settings().canary,
+        publish=process_metrics().canary,
+        vocab_size=vocab_size,
+        max_model_len=max_model_len,
+    )

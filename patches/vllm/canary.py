@@ -23,6 +23,7 @@ from routereplay.patches.vllm.canary_request import (
     prompt_of,
     sampling,
 )
+from routereplay.patches.vllm.core_generation import generate_in_core
 from routereplay.patches.vllm.evidence import doubts, routed_layers
 from routereplay.patches.vllm.recorder import Recorder
 from routereplay.patches.vllm.settings import CanaryMode
@@ -96,6 +97,21 @@ class Canary:
         steps: list[np.ndarray] = []
         try:
             self._weigh(steps, self._generate(engine, announce(self._recorder, 0, steps)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it says nothing of the routes
+            self._unproven(error)
+        self._conclude()
+        self._raise_if_refused()
+
+    def before_loop(self, core: Any) -> None:
+        """Judge the routes of an `EngineCore` that has no front end yet.
+
+        Raises:
+            CanaryFailed: they are not real, and the mode is `refuse`.
+        """
+        steps: list[np.ndarray] = []
+        try:
+            request_id = announce(self._recorder, 0, steps)
+            self._weigh(steps, generate_in_core(core, request_id, self._prompt, sampling()))
         except Exception as error:  # noqa: BLE001 - whatever it is, it says nothing of the routes
             self._unproven(error)
         self._conclude()

@@ -44,6 +44,16 @@ def client_id(external_id: str, index: int, n: int, engine_id: str) -> ClientId:
     return ClientId(request_id, index, _aliases(external_id, request_id))
 
 
+def whole_client_id(external_id: str) -> ClientId:
+    """Return the client's view of a request of the Rust front end: one choice, under its own id.
+
+    Nothing in the id is a number of a prompt or a counter: it ends with the client's
+    `X-Request-Id`, or with eight random hexadecimal digits.
+    """
+    request_id = normalize_id(external_id)
+    return ClientId(request_id, 0, _aliases(external_id, request_id))
+
+
 def _aliases(external_id: str, request_id: str) -> tuple[str, ...]:
     if (match := _RESPONSE.fullmatch(external_id)) and match[2] == "0":
         # The client of /v1/responses sees the id without the number of the tool round.

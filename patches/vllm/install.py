@@ -8,10 +8,11 @@ import os
 
 from routereplay.patches._engine import PatchSet
 from routereplay.patches._patch import Library, Patch, PatchReport
-from routereplay.patches.errors import PatchError
+from routereplay.patches.vllm.engine_core import TAP_PATCHES
+from routereplay.patches.vllm.engine_tap import taps_engine
 from routereplay.patches.vllm.releases import BEFORE, FIRST, installed_release
 from routereplay.patches.vllm.settings import Settings
-from routereplay.patches.vllm.table import ENGINE_PATCHES, PATCHES, requirements
+from routereplay.patches.vllm.table import ENGINE_PATCHES, FRONT_END_PATCHES, requirements
 
 logger = logging.getLogger(__name__)
 
@@ -22,27 +23,22 @@ _ADVICE = (
 )
 
 
-class RustFrontend(PatchError):
-    """vLLM's Rust front end takes the requests; nothing of it can be recorded."""
-
-    code = "rust_frontend"
-
-
-def patch_set() -> PatchSet:
+def patch_set(*, engine_only: bool = False) -> PatchSet:
     """Return the patches for the vLLM of this process."""
-    return _patch_set(PATCHES)
+    tap = TAP_PATCHES if taps_engine(os.environ) else ()
+    return _patch_set(ENGINE_PATCHES if engine_only else FRONT_END_PATCHES, tap)
 
 
 @functools.cache
-def _patch_set(patches: tuple[Patch, ...]) -> PatchSet:
+def _patch_set(patches: tuple[Patch, ...], tap: tuple[Patch, ...]) -> PatchSet:
     """Return the one set of these patches: what is applied is a process's state."""
     import vllm
 
     settings = Settings.from_env(os.environ)
     return PatchSet(
         Library("vllm", vllm.__version__, FIRST, BEFORE),
-        patches,
-        requirements(installed_release()) if patches is PATCHES else (),
+        patches + tap,
+        requirements(installed_release()) if patches is FRONT_END_PATCHES else (),
         advice=_ADVICE,
         allow_untested=settings.allow_untested,
     )
@@ -60,8 +56,7 @@ def install(*, engine_only: bool = False) -> PatchReport:
         ValueError: a `ROUTEREPLAY_` variable means nothing.
     """
     _join_logging()
-    _refuse_rust_frontend()
-    patches = _patch_set(ENGINE_PATCHES if engine_only else PATCHES)
+    patches = patch_set(engine_only=engine_only)
     if patches.report is not None:
         return patches.report
     report = patches.apply()
@@ -70,16 +65,6 @@ def install(*, engine_only: bool = False) -> PatchReport:
         *(len(report.patches), report.version),
     )
     return report
-
-
-def _refuse_rust_frontend() -> None:
-    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
-        msg = (
-            "VLLM_USE_RUST_FRONTEND is set: requests would pass by the Python front end, where "
-            "routes are recorded, and none would be. Unset it, or set ROUTEREPLAY_ENABLED=0 to "
-            "run without recording."
-        )
-        raise RustFrontend(msg)
 
 
 def _join_logging() -> None:

@@ -7,11 +7,14 @@ only answers in its own process would not be in them.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, start_http_server
 
 from routereplay.patches.vllm.ledger import Amount, Stats
+
+logger = logging.getLogger(__name__)
 
 _P = "routereplay_recorder"
 _ERRORS = frozenset({"store", "internal", "spool"})
@@ -92,6 +95,18 @@ class Metrics:
         if value > before:
             counter.labels(label).inc(value - before)
             self._seen[counter, label] = value
+
+
+def serve_metrics(port: int) -> None:
+    """Show this process's metrics on 127.0.0.1: it has no `/metrics` of vLLM's."""
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        logger.error(
+            "route recorder: no metrics on port %d: %s; it records all the same", port, error
+        )
+    else:
+        logger.info("route recorder: metrics on http://127.0.0.1:%d/metrics", port)
 
 
 def _gauge(name: str, about: str, *labels: str) -> Any:

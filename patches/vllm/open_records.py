@@ -16,21 +16,25 @@ class OpenRecords(dict[str, OpenRecord]):
     Args:
         exporter: is told what becomes of each.
         new_rows: learns what later records may leave out.
+        in_engine: the front end lies behind: what it ended, it may have cut.
     """
 
-    def __init__(self, exporter: Exporter, new_rows: NewRows) -> None:
+    def __init__(self, exporter: Exporter, new_rows: NewRows, *, in_engine: bool = False) -> None:
         super().__init__()
         self._exporter = exporter
         self._new_rows = new_rows
+        self._in_engine = in_engine
 
     def abort(self, engine_request_ids: Iterable[str]) -> None:
         """Requests ended by their client: what they have is sealed."""
         for engine_request_id in engine_request_ids:
             record = self.pop(engine_request_id, None)
             if record is not None:
-                self.seal(record, "abort")
+                self.seal(record, "abort", open_ended=self._in_engine)
 
-    def seal(self, record: OpenRecord, finish_reason: FinishReason) -> None:
+    def seal(
+        self, record: OpenRecord, finish_reason: FinishReason, *, open_ended: bool = False
+    ) -> None:
         """Seal a record that is closed, if every row that it must have is there."""
         if record.muted:
             return
@@ -47,7 +51,7 @@ class OpenRecords(dict[str, OpenRecord]):
                 completion = list(completion)
             prompt_len = len(record.info.prompt_token_ids)
             spans = policy_spans(record.state, record.extra_args, prompt_len, len(completion))
-            self._exporter.seal(record.info, Ending(completion, finish_reason, spans))
+            self._exporter.seal(record.info, Ending(completion, finish_reason, spans, open_ended))
             self._new_rows.end(self._exporter.known, record, completion)
 
     def discard(self, record: OpenRecord, rows: int, reason: str) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.gathered import ASKS
 from routereplay.patches.vllm.headers import asked_in_headers
-from routereplay.patches.vllm.identity import Ordinals, client_id, is_beam, trajectory_id
+from routereplay.patches.vllm.identity import (
+    ClientId,
+    Ordinals,
+    client_id,
+    is_beam,
+    trajectory_id,
+    whole_client_id,
+)
 from routereplay.patches.vllm.new_rows import NewRows
 from routereplay.patches.vllm.record import ModelFacts, OpenRecord, RecordInfo
 
@@ -27,6 +34,7 @@ class Opening:
         new_rows: decides where the rows of a request begin.
         keep_native: leave the rows in vLLM's own outputs as well.
         may_leave_out_all: this release survives a request that leaves out its whole prompt.
+        in_engine: the front end is not Python: its external id is what the client sees.
     """
 
     def __init__(
@@ -37,12 +45,14 @@ class Opening:
         *,
         keep_native: bool,
         may_leave_out_all: bool,
+        in_engine: bool = False,
     ) -> None:
         self._engine_id = engine_id
         self._exporter = exporter
         self._new_rows = new_rows
         self._keep_native = keep_native
         self._may_leave_out_all = may_leave_out_all
+        self._in_engine = in_engine
         self._ordinals = Ordinals()
         self._uploads = itertools.count()
 
@@ -87,9 +97,7 @@ class Opening:
     def _info(
         self, request: Any, state: Any, model: ModelFacts, extra_args: dict[str, Any]
     ) -> RecordInfo:
-        parent = state.parent_req
-        samples = parent.sampling_params.n if parent is not None else 1
-        client = client_id(request.external_req_id, state.request_index, samples, self._engine_id)
+        client = self._client(request.external_req_id, state)
         session = getattr(request, "session_id", None) or extra_args.get("session_id")
         trajectory = trajectory_id(session, extra_args)
         adapter = request.lora_request
@@ -105,6 +113,13 @@ class Opening:
             ordinal=self._ordinals.of(trajectory, client.request_id),
             started_at=request.arrival_time,
         )
+
+    def _client(self, external_id: str, state: Any) -> ClientId:
+        if self._in_engine:
+            return whole_client_id(external_id)
+        parent = state.parent_req
+        samples = parent.sampling_params.n if parent is not None else 1
+        return client_id(external_id, state.request_index, samples, self._engine_id)
 
 
 def _why_not(request: Any, extra_args: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class Recorder:
         keep_native: leave the rows in vLLM's own outputs as well.
         only_new_rows: leave out rows that an earlier turn or choice has.
         may_leave_out_all: this release survives a request that leaves out its whole prompt.
+        in_engine: it stands in the engine core, and the front end is not Python.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Recorder:
         keep_native: bool,
         only_new_rows: bool = True,
         may_leave_out_all: bool = True,
+        in_engine: bool = False,
     ) -> None:
         self.engine_id = new_engine_id()
         self._model = model
@@ -49,15 +51,17 @@ class Recorder:
         self._probes: dict[str, list[np.ndarray]] = {}
         self._refused = ""
         new_rows = NewRows(enabled=only_new_rows)
-        self._open = OpenRecords(exporter, new_rows)
-        self._steps = Steps(model, self._open, exporter, keep_native=keep_native)
-        self._scatter = Scatter(self._open)
+        self.open = OpenRecords(exporter, new_rows, in_engine=in_engine)
+        """By the engine's own request id."""
+        self._steps = Steps(model, self.open, exporter, keep_native=keep_native)
+        self._scatter = Scatter(self.open)
         self._opening = Opening(
             self.engine_id,
             exporter,
             new_rows,
             keep_native=keep_native,
             may_leave_out_all=may_leave_out_all,
+            in_engine=in_engine,
         )
         self._guard = Guard(logger, exporter.ledger.internal_error, self._switched_off)
 
@@ -110,20 +114,24 @@ class Recorder:
         """Hand on what `take` returned, after vLLM looked for stop strings."""
         self._guard.run(self._steps.settle, taken or [], outputs, states, before)
 
+    def settle_finished(self, taken: Taken | None, outputs: Sequence[Any]) -> None:
+        """Hand on what `take` returned, as it leaves the engine."""
+        self._guard.run(self._steps.settle_finished, taken or [], outputs)
+
     def requests_aborted(self, engine_request_ids: Iterable[str]) -> None:
         """Requests ended by their client: what they have is sealed."""
-        self._guard.run(self._open.abort, engine_request_ids)
+        self._guard.run(self.open.abort, engine_request_ids)
 
     def engine_failed(self) -> None:
         """The engine died: no open record can be completed."""
-        self._guard.run(self._open.lose_all, "engine_error")
+        self._guard.run(self.open.lose_all, "engine_error")
 
     def engine_stopped(self) -> None:
         """The server shuts down: what open requests have is sealed, while there is time."""
-        self._guard.run(self._open.abort, list(self._open))
+        self._guard.run(self.open.abort, list(self.open))
 
     def _request_added(self, request: Any, state: Any) -> None:
-        if request.sampling_params is None or request.request_id in self._open:
+        if request.sampling_params is None or request.request_id in self.open:
             return
         shown = self._probes.pop(request.external_req_id, None)
         whole = shown is not None or bool(self._refused)
@@ -136,8 +144,8 @@ class Recorder:
             self._exporter.open(record.info, record.source)
             if self._refused:
                 self._exporter.ledger.not_recorded(self._refused)
-                self._open.lose(record, self._refused)
-        self._open[request.request_id] = record
+                self.open.lose(record, self._refused)
+        self.open[request.request_id] = record
 
     def _switched_off(self) -> None:
-        self._open.lose_all("internal_error")
+        self.open.lose_all("internal_error")

@@ -163,6 +163,22 @@ def _replaced(kind: type) -> UnsupportedEngine:
     return UnsupportedEngine(msg, found=f"{kind.__module__}:{kind.__qualname__}")
 
 
+def check_scheduler(scheduler: Any, *, captures: bool) -> None:
+    """Look at the scheduler of an engine that records by itself, and got no recorder.
+
+    Raises:
+        UnsupportedEngine: it captures routes, and they would go past the recorder.
+    """
+    if captures:
+        kind = type(scheduler)
+        msg = (
+            f"the engine's scheduler is {kind.__module__}.{kind.__qualname__}, which is not "
+            "vLLM's, and the routes of a front end that is not Python are taken there. Remove "
+            f"--scheduler-cls, serve with the Python front end, {_ENABLED_0}."
+        )
+        raise UnsupportedEngine(msg, found=f"{kind.__module__}:{kind.__qualname__}")
+
+
 def _number(args: Any, name: str) -> int:
     return int(getattr(args, name, 1) or 1)
 

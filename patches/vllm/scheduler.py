@@ -13,6 +13,8 @@ from typing import Any
 
 from routereplay.patches._patch import Function, Patch
 from routereplay.patches.vllm.decoded import Decoded, take_decoded
+from routereplay.patches.vllm.engine_args import capture_section
+from routereplay.patches.vllm.engine_tap import TAP
 from routereplay.patches.vllm.gathered import asks, gather
 from routereplay.patches.vllm.guard import Guard
 
@@ -22,6 +24,9 @@ _CLASS = "vllm.v1.core.sched.scheduler:Scheduler"
 _CLIENTS = "_routereplay_clients"
 """Attribute of a `Scheduler`: the numbers of the front ends that take gathered rows."""
 
+_UNRECORDED = "_routereplay_unrecorded"
+"""Attribute of a `Scheduler`: somebody sent it a request that nobody records."""
+
 _guard = Guard(logger, on_error=lambda: None, on_trip=lambda: None)
 
 
@@ -29,23 +34,39 @@ def _note_client(original: Function) -> Function:
     def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if _guard.run(asks, request):
             self.__dict__.setdefault(_CLIENTS, set()).add(request.client_index)
+        elif tap := self.__dict__.get(TAP):
+            _guard.run(tap.request_added, request)
+        elif _UNRECORDED not in self.__dict__:
+            _guard.run(_note_unrecorded, self)
         return original(self, request, *args, **kwargs)
 
     return add_request
+
+
+def _note_unrecorded(scheduler: Any) -> None:
+    scheduler.__dict__[_UNRECORDED] = True
+    if capture_section(scheduler.vllm_config).enable_return_routed_experts:
+        logger.warning(
+            "route recorder: a front end that does not record sends requests to this engine, and "
+            "their routes go nowhere. If it is vLLM's Rust front end (vllm-rs), set "
+            "ROUTEREPLAY_TAP=engine for the engine"
+        )
 
 
 def _gather_rows(original: Function) -> Function:
     def update_from_output(
         self: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        clients = self.__dict__.get(_CLIENTS)
+        clients, tap = self.__dict__.get(_CLIENTS, ()), self.__dict__.get(TAP)
         decoded = None
-        if clients:
+        if clients or tap:
             decoded = _guard.run(take_decoded, self, scheduler_output, model_runner_output)
         updated = original(self, scheduler_output, model_runner_output, *args, **kwargs)
-        if clients:
+        if clients or tap:
             for client, step in updated.items():
                 _guard.run(_give, step.outputs, decoded, gathered=client in clients)
+                if tap:
+                    _guard.run(tap.step, step.outputs)
         return updated
 
     return update_from_output

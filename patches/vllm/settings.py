@@ -15,6 +15,8 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+Tap: TypeAlias = Literal["auto", "engine"]
+
 CanaryMode: TypeAlias = Literal["refuse", "mute", "off"]
 """A failed canary ends the start-up, or lets vLLM serve and nothing be recorded."""
 
@@ -60,6 +62,12 @@ class Settings:
     """How ids are written: as they are, in as few bits as they need, or without their order."""
     canary: CanaryMode = "refuse"
     """What to do when the first generation shows that routes are not real."""
+    tap: Tap = "auto"
+    """Where requests are recorded: in the front end, and `engine` for those of others; `auto`
+    goes by vLLM's own switch for its Rust front end."""
+    metrics_port: int = 0
+    """Where the engine core shows the recorder's metrics if it records by itself; 0: nowhere.
+    Data-parallel rank n adds n."""
     allow_untested: bool = False
     """Run on a vLLM outside the proven range; symbols and signatures are checked all the same."""
 
@@ -82,6 +90,8 @@ class Settings:
             only_new_rows=environ.get("ROUTEREPLAY_ONLY_NEW_ROWS", "1") != "0",
             codec=_codec(environ.get("ROUTEREPLAY_CODEC", "raw")),
             canary=_canary(environ.get("ROUTEREPLAY_CANARY", "refuse")),
+            tap=_tap(environ.get("ROUTEREPLAY_TAP", "auto")),
+            metrics_port=int(_positive(environ, "METRICS_PORT", cls.metrics_port)),
             allow_untested=environ.get("ROUTEREPLAY_ALLOW_UNTESTED", "0") == "1",
         )
 
@@ -120,6 +130,14 @@ def _canary(text: str) -> CanaryMode:
         msg = f"ROUTEREPLAY_CANARY={text!r} means nothing; expected refuse, mute or off"
         raise ValueError(msg)
     return cast(CanaryMode, mode)
+
+
+def _tap(text: str) -> Tap:
+    tap = text.strip().lower()
+    if tap not in get_args(Tap):
+        msg = f"ROUTEREPLAY_TAP={text!r} means nothing; expected auto or engine"
+        raise ValueError(msg)
+    return cast(Tap, tap)
 
 
 def _store_url(text: str) -> str:

@@ -76,6 +76,25 @@ class Steps:
         """
         # Most steps end no request, and then nobody needs to be asked whether he is alive.
         ended = {} if len(states) == before else self._ended(outputs, states)
+        self._hand_on(taken, ended)
+        for record, output in ended.items():
+            self._open.seal(record, finish_reason_of(output.finish_reason))
+
+    def settle_finished(self, taken: Taken, outputs: Sequence[Any]) -> None:
+        """Hand the rows on as they leave the engine, whose front end looks for stop strings."""
+        ended = {}
+        for output in outputs:
+            if output.finish_reason is not None:
+                record = self._open.pop(output.request_id, None)
+                if record is not None:
+                    ended[record] = output
+        self._hand_on(taken, ended)
+        for record, output in ended.items():
+            reason = finish_reason_of(output.finish_reason)
+            # Of a step with several tokens the front end may keep the first ones only.
+            self._open.seal(record, reason, open_ended=len(output.new_token_ids) > 1)
+
+    def _hand_on(self, taken: Taken, ended: Mapping[OpenRecord, Any]) -> None:
         if ended:
             taken = [_without_surplus(step, ended) for step in taken]
         total = sum([rows for _, _, rows in taken])
@@ -86,8 +105,6 @@ class Steps:
                 record.source.append(rows_TLK)
         else:
             self._admit_each(taken)
-        for record, output in ended.items():
-            self._open.seal(record, finish_reason_of(output.finish_reason))
 
     def _ended(self, outputs: Sequence[Any], states: Mapping[str, Any]) -> dict[OpenRecord, Any]:
         """Return the records that this step ended, each with its output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from routereplay.patches._patch import Patch, Requirement
 from routereplay.patches.vllm.engine_args import CAPTURE_ROUTES
+from routereplay.patches.vllm.engine_core import TAP_PATCHES
 from routereplay.patches.vllm.engine_init import (
     ATTACH_ASYNC,
     ATTACH_OFFLINE,
@@ -30,7 +31,7 @@ from routereplay.patches.vllm.scheduler import GATHER_ROWS, NOTE_CLIENT, NOTE_FE
 ENGINE_PATCHES: tuple[Patch, ...] = (NOTE_CLIENT, GATHER_ROWS, NOTE_FEW_BLOCKS)
 """What a process needs that runs an engine core and no front end."""
 
-PATCHES: tuple[Patch, ...] = (
+FRONT_END_PATCHES: tuple[Patch, ...] = (
     CAPTURE_ROUTES,
     ATTACH_ASYNC,
     ATTACH_OFFLINE,
@@ -45,6 +46,10 @@ PATCHES: tuple[Patch, ...] = (
     NOTE_RESUME,
     *ENGINE_PATCHES,
 )
+"""What a process needs that takes requests, and may run an engine core as well."""
+
+PATCHES: tuple[Patch, ...] = (*FRONT_END_PATCHES, *TAP_PATCHES)
+"""All of them; the last ones are applied only where a front end is not Python."""
 
 REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement(
@@ -69,6 +74,11 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         target="vllm.v1.request:Request",
         names=("num_output_tokens",),
         reason="whose prompt's rows are still to be read",
+    ),
+    Requirement(
+        target="vllm.v1.engine.core:EngineCore",
+        names=("post_step",),
+        reason="the canary of an engine whose front end is not Python",
     ),
     Requirement(
         target="vllm.v1.engine:EngineCoreOutputs",
@@ -140,6 +150,14 @@ LATER_REQUIREMENTS: tuple[tuple[Since, Requirement], ...] = (
             target="vllm.config.aux_output:AuxOutputConfig",
             names=("enable_return_routed_experts",),
             reason="the switch of capture",
+        ),
+    ),
+    (
+        WEIGHT_VERSIONS,
+        Requirement(
+            target="vllm.v1.engine.core:EngineCore",
+            names=("get_weight_version",),
+            reason="which weights made a token, if the front end is not Python",
         ),
     ),
     (

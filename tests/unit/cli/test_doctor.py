@@ -68,7 +68,7 @@ def test_settings_in_a_file_are_looked_at_as_the_recorder_does(tmp_path):
     [
         ("VLLM_PLUGINS", "other", "failed"),
         ("VLLM_PLUGINS", "other,routereplay", None),
-        ("VLLM_USE_RUST_FRONTEND", "1", "failed"),
+        ("VLLM_USE_RUST_FRONTEND", "1", "warning"),
         ("VLLM_USE_V2_MODEL_RUNNER", "0", "failed"),
         ("ROUTEREPLAY_ENABLED", "0", "warning"),
         ("ROUTEREPLAY_STORE_URL", "", "warning"),

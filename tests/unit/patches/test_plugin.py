@@ -72,13 +72,6 @@ def test_an_engine_core_alone_gets_its_part(installed, monkeypatch):
     assert installed == [{"engine_only": True}]
 
 
-def test_the_rust_front_end_is_refused(monkeypatch):
-    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-
-    with pytest.raises(install.RustFrontend, match="Unset it"):
-        install.install()
-
-
 def test_settings_come_from_the_environment(tmp_path):
     key = tmp_path / "key"
     key.write_text("secret\n")

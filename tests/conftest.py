@@ -14,7 +14,7 @@ _ONE_SERVER = ("tests/e2e/recorder_vllm/", "tests/e2e/whole_path/")
 own."""
 _OWN_SERVERS = ("test_engine_", "test_installed", "test_refused", "test_silent_failures")
 """Files of them that start others, or none."""
-_MEGATRON = re.compile(r"(tests/e2e/megatron_replay/).*\[(\d+\.\d+\.\d+)[-\]]")
+_MEGATRON = re.compile(r"(tests/e2e/megatron_replay/).*[\[-](\d+\.\d+\.\d+)[-\]]")
 """Tests of it that run in a process with one release of Megatron-Core, which takes seconds to
 start: those of a release stay with one worker."""
 _LONG = ("tests/e2e/", "tests/browser/", "tests/packaging/", "tests/integration/")

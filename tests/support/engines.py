@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import redis
 
 from routereplay.sidecar.embedded_config import binary_path
+from support.ports import free_port
 from support.store_processes import find_redis_server, until
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Engine:

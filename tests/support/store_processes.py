@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import redis
+
+from support.ports import free_port
 
 START_TIMEOUT_S = 30.0
 
@@ -77,9 +78,7 @@ class Sidecar:
         self._program = program or ("-m", "routereplay.sidecar")
         self._settings = settings
         self._process: subprocess.Popen | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def start(self, wait: bool = True) -> None:

@@ -11,7 +11,7 @@ class Tab:
     def __init__(self, browser, store, **options):
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(30_000)
         self.store_url = store.sidecar.url
         self.complaints, self.asked = [], []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

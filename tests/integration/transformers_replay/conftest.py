@@ -1,10 +1,7 @@
-import socket
-
 import pytest
+from support import ports
 
 
 @pytest.fixture
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return ports.free_port()

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 import numpy as np
 
+from routereplay.wire.codec import read_rows
 from routereplay.wire.digest import digest
 from routereplay.wire.frame import iter_frames
 from routereplay.wire.records import Chunk, Drop, FrameResult, IngestResult, Seal
@@ -112,8 +113,10 @@ class Sink:
             if (chunk.rows, chunk.digest) != (ref.rows, ref.digest):
                 self.problems.append(f"chunk {chunk.seq} of {manifest.request_id} is not its ref")
         rows = b"".join(data for _, data in chunks)
-        experts = np.frombuffer(rows, dtype=manifest.dtype)
-        experts = experts.reshape(manifest.rows, manifest.num_layers, manifest.topk)
+        shape = (manifest.num_layers, manifest.topk, manifest.num_experts)
+        experts = read_rows(rows, manifest.dtype, *shape)
+        if len(experts) != manifest.rows:
+            self.problems.append(f"{manifest.request_id} has {len(experts)} rows")
         if digest(payload) != manifest.token_digest:
             self.problems.append(f"token digest of {manifest.request_id}")
         key = (manifest.request_id, manifest.choice)

@@ -14,6 +14,8 @@ from routereplay.wire.routes import RoutedExperts, check_rows
 
 _MAX_HEADER_BYTES = 64 * 1024 * 1024
 _TOKEN_DTYPE = np.dtype("<i4")
+_MAX_EXPERTS = 1 << 16
+"""An id has two bytes at most."""
 
 
 def decode_routes(body: Buffer) -> tuple[Routes, list[RoutedExperts]]:
@@ -33,6 +35,13 @@ def decode_routes(body: Buffer) -> tuple[Routes, list[RoutedExperts]]:
 def decode_trajectories(body: Buffer) -> tuple[Routes, list[Trajectory]]:
     """Decode a `Routes` frame into its header and its trajectories."""
     header, items = decode_routes(body)
+    for fetched in header.trajectories:
+        if fetched.items and not 0 <= min(fetched.items) <= max(fetched.items) < len(items):
+            msg = (
+                f"trajectory {fetched.trajectory_id}: its turns are items {fetched.items} of "
+                f"{len(items)} in the frame"
+            )
+            raise MalformedFrame(msg)
     return header, [
         Trajectory(
             fetched.trajectory_id,
@@ -46,6 +55,14 @@ def decode_trajectories(body: Buffer) -> tuple[Routes, list[Trajectory]]:
 def _decode_item(item: RoutesItem, payload: memoryview) -> RoutedExperts:
     manifest = item.manifest
     where = f"{manifest.request_id} choice {manifest.choice}"
+    if not _adds_up(item):
+        msg = (
+            f"{where}: rows {item.token_start} + {item.rows} and layers {item.layer_start} + "
+            f"{item.layers} with {item.tokens_nbytes} bytes of token ids are no part of a record "
+            f"of {manifest.num_tokens} tokens, {manifest.num_layers} layers and {manifest.topk} of "
+            f"{manifest.num_experts} experts"
+        )
+        raise MalformedFrame(msg)
     rows = payload[item.rows_offset : item.rows_offset + item.rows_nbytes]
     cell = cell_nbytes(manifest.dtype, manifest.topk, manifest.num_experts)
     if len(rows) != item.rows_nbytes or len(rows) != item.rows * item.layers * cell:
@@ -70,6 +87,18 @@ def _decode_item(item: RoutesItem, payload: memoryview) -> RoutedExperts:
         item.layer_start,
         item.parent,
         item.sources,
+    )
+
+
+def _adds_up(item: RoutesItem) -> bool:
+    """Tell whether the sizes of an item can be true, before anything is made of them."""
+    manifest = item.manifest
+    return (
+        0 < manifest.topk <= manifest.num_experts <= _MAX_EXPERTS
+        and 0 <= item.layer_start < item.layer_start + item.layers <= manifest.num_layers
+        and 0 <= item.token_start <= item.token_start + item.rows <= manifest.num_tokens
+        and min(item.rows_offset, item.rows_nbytes, item.tokens_offset) >= 0
+        and item.tokens_nbytes == _TOKEN_DTYPE.itemsize * manifest.num_tokens
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import ssl
 from collections import deque
@@ -27,7 +28,8 @@ Room: TypeAlias = Callable[[int], memoryview]
 """Returns writable memory of a body's length; may raise to refuse it."""
 
 _JOIN_BYTES = 32 * 1024
-_LONGEST_REFUSAL = 1024 * 1024
+LONGEST_REFUSAL = 1024 * 1024
+"""Bytes that are read of an answer that is not good, or has no length."""
 
 
 class Answer(NamedTuple):
@@ -66,6 +68,7 @@ class Connections:
         self._connect_timeout_s = connect_timeout_s
         self._ssl_context = ssl_context
         self._idle: deque[http.client.HTTPConnection] = deque()
+        self._process = os.getpid()
         parts = self._parts
         if parts.scheme not in ("http", "https", "unix") or not (parts.hostname or parts.path):
             msg = (
@@ -134,6 +137,9 @@ class Connections:
             self._idle.pop().close()
 
     def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+        if self._process != os.getpid():
+            # Forked: they are the parent's, and an answer on one of them may be for him.
+            self._idle, self._process = deque(), os.getpid()
         with contextlib.suppress(IndexError):
             return self._idle.pop(), True
         return self._new(), False
@@ -211,10 +217,10 @@ def _body(response: http.client.HTTPResponse, room: Room) -> memoryview:
     length = response.length
     if length is None:
         # Chunked, or until the end: from something that is not the store.
-        return memoryview(response.read(_LONGEST_REFUSAL))
+        return memoryview(response.read(LONGEST_REFUSAL))
     # A refusal is read whatever room there is: it says why.
     is_good = 200 <= response.status < 300
-    view = room(length) if is_good else fresh(min(length, _LONGEST_REFUSAL))
+    view = room(length) if is_good else fresh(min(length, LONGEST_REFUSAL))
     done = 0
     while done < len(view):
         got = response.readinto(view[done:])

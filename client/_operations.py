@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
@@ -25,7 +26,13 @@ from routereplay.wire.errors import (
     error_from_wire,
 )
 from routereplay.wire.ids import normalize_id
-from routereplay.wire.records import FetchFailure, FetchRequest, RequestKey, TrajectoryKey
+from routereplay.wire.records import (
+    FetchFailure,
+    FetchRequest,
+    RequestKey,
+    Routes,
+    TrajectoryKey,
+)
 from routereplay.wire.routes import RoutedExperts
 
 T = TypeVar("T")
@@ -66,10 +73,15 @@ def fetch_request(
     """Fetch one choice of one request."""
     params = {"choice": str(choice)} | _slices(layers, tokens) | _wait(wait_s)
     path = f"{_request_path(request_id)}/routes"
-    call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take, decode=decode_routes)
-    items: list[RoutedExperts]
-    _, items = yield call
-    return _first(items)
+    key = RequestKey(id=normalize_id(request_id), choice=choice)
+
+    def decode(body: memoryview) -> RoutedExperts:
+        _, items = decode_routes(body)
+        return _asked_for(_first(items), key)
+
+    call = Call("GET", path, params, wait_s=wait_s, room=Room(out).take, decode=decode)
+    routes: RoutedExperts = yield call
+    return routes
 
 
 def fetch_trajectory(
@@ -87,10 +99,18 @@ def fetch_trajectory(
         params["request"] = list(map(normalize_id, key.requests))
     path = f"{_trajectory_path(key.id)}/routes"
     room = Room(out).take
-    call = Call("GET", path, params, wait_s=wait_s, room=room, decode=decode_trajectories)
-    trajectories: list[Trajectory]
-    _, trajectories = yield call
-    return _first(trajectories)
+    name = normalize_id(key.id)
+
+    def decode(body: memoryview) -> Trajectory:
+        _, trajectories = decode_trajectories(body)
+        trajectory = _first(trajectories)
+        if trajectory.trajectory_id != name:
+            raise MalformedFrame(_other(f"trajectory {trajectory.trajectory_id}", name))
+        return trajectory
+
+    call = Call("GET", path, params, wait_s=wait_s, room=room, decode=decode)
+    trajectory: Trajectory = yield call
+    return trajectory
 
 
 def fetch_trajectories(
@@ -132,7 +152,7 @@ def fetch_requests(
     room = Room(out)
     for batch in _batches([_request_key(key) for key in keys]):
         body = FetchRequest(requests=tuple(batch), layers=_bounds(layers), wait=wait_s)
-        header, items = yield _fetch_call(body, room, decode_routes)
+        header, items = yield _fetch_call(body, room, partial(_decode_requests, batch))
         found.extend(items)
         failures.extend(header.failures)
         advance(len(batch))
@@ -169,12 +189,18 @@ def delete_trajectory(trajectory_id: str) -> Operation[None]:
     yield Call("DELETE", _trajectory_path(trajectory_id))
 
 
+class _Problem(msgspec.Struct):
+    code: str
+    message: str
+    details: dict[str, Any] | None = None
+
+
 def error_of(status: int, body: bytes) -> RouteReplayError:
     """Return the error that an answer that is not good stands for."""
     try:
-        problem = msgspec.json.decode(body, type=dict[str, Any])
-        return error_from_wire(problem["code"], problem["message"], problem.get("details") or {})
-    except (msgspec.DecodeError, KeyError):
+        problem = msgspec.json.decode(body, type=_Problem)
+        return error_from_wire(problem.code, problem.message, problem.details or {})
+    except (msgspec.DecodeError, UnicodeDecodeError):
         msg = f"the store answered {status} without a problem document: {body[:200]!r}"
         return RouteStoreError(msg, status=status)
 
@@ -194,6 +220,37 @@ def _fetch_call(body: FetchRequest, room: Room, decode: Callable[[memoryview], T
         room=room.take,
         decode=decode_and_keep,
     )
+
+
+def _decode_requests(
+    keys: Sequence[RequestKey], body: memoryview
+) -> tuple[Routes, list[RoutedExperts]]:
+    header, items = decode_routes(body)
+    asked = iter(keys)
+    for routes in items:
+        # In the order asked for; those between could not be served.
+        if not any(_is_of(routes, key) for key in asked):
+            raise MalformedFrame(_other(_name(routes), f"one of {len(keys)} requests"))
+    return header, items
+
+
+def _asked_for(routes: RoutedExperts, key: RequestKey) -> RoutedExperts:
+    if not _is_of(routes, key):
+        raise MalformedFrame(_other(_name(routes), f"{key.id} choice {key.choice}"))
+    return routes
+
+
+def _is_of(routes: RoutedExperts, key: RequestKey) -> bool:
+    manifest = routes.manifest
+    return manifest.choice == key.choice and key.id in (manifest.request_id, *manifest.aliases)
+
+
+def _name(routes: RoutedExperts) -> str:
+    return f"{routes.manifest.request_id} choice {routes.manifest.choice}"
+
+
+def _other(found: str, asked: str) -> str:
+    return f"the store answered with {found} where {asked} was asked for"
 
 
 def _first(found: Sequence[T]) -> T:

@@ -57,4 +57,5 @@ def is_retryable(error: RouteReplayError) -> bool:
 
 def retry_after_s(header: str | None) -> float:
     """Return the seconds of a Retry-After header, 0 without one."""
-    return float(header) if header and header.isdigit() else 0.0
+    # Not `isdigit`, which takes a superscript for a number.
+    return float(header) if header and header.isdecimal() else 0.0

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from routereplay.client._http import Connections, fresh
+from routereplay.client._http import LONGEST_REFUSAL, Connections, fresh
 from routereplay.client._operations import Call, error_of
 from routereplay.client._retry import retry_after_s
 from routereplay.client.tls import TlsFiles, connection_hint
@@ -80,15 +80,20 @@ class AsyncTransport:
         ssl_context: ssl.SSLContext | None,
     ) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._base_url = base_url
         self._timeout_s = timeout_s
+        # A name and password are neither told nor sent: httpx would put them in the key's place.
+        scheme, _, address = base_url.partition("://")
+        host, slash, rest = address.partition("/")
+        base_url = f"{scheme}://{host.rpartition('@')[2]}{slash}{rest}"
+        self._base_url = base_url
         path = base_url.removeprefix("unix://") if base_url.startswith("unix://") else None
         self._http = httpx.AsyncClient(
             base_url="http://routereplay" if path else base_url.rstrip("/"),
             transport=httpx.AsyncHTTPTransport(
                 uds=path, verify=ssl_context or TlsFiles.from_env(os.environ).context()
             ),
-            headers=_headers(api_key),
+            # Nothing is compressed: bodies are received as they are.
+            headers={"Accept-Encoding": "identity"} | _headers(api_key),
             trust_env=False,
             follow_redirects=False,
         )
@@ -99,12 +104,12 @@ class AsyncTransport:
         try:
             async with self._http.stream(**self._options(call)) as response:
                 if not response.is_success:
-                    refusal = error_of(response.status_code, await response.aread())
+                    refusal = error_of(response.status_code, await _beginning(response))
                     refusal.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
                     raise refusal
                 length = response.headers.get("content-length")
                 if length is None:
-                    return memoryview(await response.aread())
+                    return memoryview(await _beginning(response))
                 return await _received(response, (call.room or fresh)(int(length)))
         except httpx.TransportError as error:
             raise self._error(error) from error
@@ -145,6 +150,16 @@ class AsyncTransport:
             return StoreTimeout(msg, url=url)
         msg = f"no connection to the route store at {url} ({error}). {connection_hint(error, url)}"
         return StoreUnreachable(msg, url=url)
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """Return what a refusal says, or an answer without a length: from something else than us."""
+    found = bytearray()
+    async for piece in response.aiter_raw():
+        found += piece
+        if len(found) >= LONGEST_REFUSAL:
+            break
+    return bytes(found[:LONGEST_REFUSAL])
 
 
 async def _received(response: httpx.Response, view: memoryview) -> memoryview:

@@ -1,10 +1,15 @@
 """Both clients and a real server: what they ask, retry, verify and raise."""
 
 import asyncio
+import contextlib
+import dataclasses
 import json
+import socket
+import threading
 import time
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from support.answers import problem, routes_frame
@@ -12,6 +17,7 @@ from support.http_server import serving
 from support.trajectories import conversation, trajectory
 
 from routereplay.client import AsyncRouteStoreClient, RouteStoreClient
+from routereplay.client._retry import retry_after_s
 from routereplay.wire import errors
 from routereplay.wire.records import FetchFailure
 
@@ -22,22 +28,26 @@ class Blocking:
     def __init__(self, handler, **options):
         self.handler = handler
         self.options = options
+        self.user = ""
 
     def __call__(self, method, *arguments, **options):
-        with serving(self.handler) as url, RouteStoreClient(url, **self.options) as client:
+        with serving(self.handler) as url:
+            return self.at(url.replace("//", f"//{self.user}"), method, *arguments, **options)
+
+    def at(self, url, method, *arguments, **options):
+        with RouteStoreClient(url, **self.options) as client:
             return getattr(client, method)(*arguments, **options)
 
 
 class Asynchronous(Blocking):
     """`AsyncRouteStoreClient` under test, behind the same face."""
 
-    def __call__(self, method, *arguments, **options):
-        async def run(url):
+    def at(self, url, method, *arguments, **options):
+        async def run():
             async with AsyncRouteStoreClient(url, **self.options) as client:
                 return await getattr(client, method)(*arguments, **options)
 
-        with serving(self.handler) as url:
-            return asyncio.run(run(url))
+        return asyncio.run(run())
 
 
 @pytest.fixture(params=[Blocking, Asynchronous], ids=["blocking", "async"])
@@ -58,13 +68,13 @@ def test_a_request_is_asked_for_with_its_slices(client, episode):
         return httpx.Response(200, content=routes_frame([episode]))
 
     routes = client(handler)(
-        "fetch_request", "chatcmpl-0", choice=1, layers=range(1, 3), tokens=range(4), wait_s=2.5
+        "fetch_request", "chatcmpl-0", choice=0, layers=range(1, 3), tokens=range(4), wait_s=2.5
     )
 
     (request,) = asked
     assert request.url.path == "/v1/requests/chatcmpl-0/routes"
     assert dict(request.url.params) == {
-        "choice": "1", "layers": "1:3", "tokens": "0:4", "wait": "2.5",
+        "choice": "0", "layers": "1:3", "tokens": "0:4", "wait": "2.5",
     }  # fmt: skip
     assert np.array_equal(routes.experts, episode.turns[0].experts)
     with pytest.raises(ValueError, match="read-only"):
@@ -76,7 +86,9 @@ def test_ids_that_cannot_be_a_path_are_normalized_as_the_recorder_does(client, e
 
     def handler(request):
         asked.append(request.url.path)
-        return httpx.Response(200, content=routes_frame([episode]))
+        name = request.url.path.split("/")[3]
+        named = dataclasses.replace(episode, trajectory_id=name)
+        return httpx.Response(200, content=routes_frame([named]))
 
     client(handler)("fetch_trajectory", "../../admin?x=1")
 
@@ -145,6 +157,104 @@ def test_an_answer_that_is_no_problem_document_is_still_a_store_error(client):
         client(handler)("fetch_request", "chatcmpl-0")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code": "not_found", "message": "gone", "details": {"message": "another", "self": 1}}',
+        b'{"code": "not_found", "message": "gone", "details": ["no", "object"]}',
+        b'{"code": ["not_found"], "message": {"gone": 1}}',
+        b'{"detail": "Not Found"}',
+        b"[]",
+    ],
+)
+def test_a_problem_document_of_any_shape_is_a_store_error(client, body):
+    with pytest.raises(errors.RouteStoreError, match=r"gone|Not Found|\[\]"):
+        client(lambda request: httpx.Response(404, content=body))("fetch_request", "chatcmpl-0")
+
+
+def test_a_refusal_is_read_only_as_far_as_it_can_mean_anything(client):
+    """Of two mebibytes that are followed by silence, the first says what is wrong."""
+    head = b"HTTP/1.1 500 Error\r\nTransfer-Encoding: chunked\r\n\r\n900000\r\n<html>"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def run():
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(head + bytes(2 << 20))
+                connection.recv(1)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        make = client(None, attempts=1, timeout_s=3.0)
+        with pytest.raises(errors.RouteStoreError, match="answered 500 .*html") as caught:
+            make.at(f"http://127.0.0.1:{listener.getsockname()[1]}", "fetch_request", "a")
+        thread.join(10)
+    assert len(caught.value.message) < 2000
+
+
+def test_nobody_is_asked_to_compress_what_lands_in_place(client, episode):
+    asked = []
+
+    def handler(request):
+        asked.append(request.headers.get("Accept-Encoding", "identity"))
+        return httpx.Response(200, content=routes_frame([episode]))
+
+    client(handler)("fetch_request", "chatcmpl-0")
+
+    assert asked == ["identity"]
+
+
+def test_a_password_in_the_address_is_not_told_nor_sent(client, episode):
+    asked = []
+
+    def handler(request):
+        asked.append(request.headers.get("Authorization"))
+        return httpx.Response(200, content=routes_frame([episode]))
+
+    make = client(handler, api_key="key")
+    make.user = "anna:secret@"
+    make("fetch_request", "chatcmpl-0")
+    assert asked == ["Bearer key"]
+
+    def hang_up(request):
+        raise httpx.ConnectError("refused")
+
+    away = client(hang_up, attempts=1)
+    away.user = "anna:secret@"
+    with pytest.raises(errors.StoreUnreachable) as caught:
+        away("fetch_request", "chatcmpl-0")
+    assert "secret" not in f"{caught.value} {caught.value.details}"
+
+
+@pytest.mark.parametrize("asked", [("chatcmpl-7", 0), ("chatcmpl-0", 3)])
+def test_routes_of_another_record_are_no_answer(client, episode, asked):
+    request_id, choice = asked
+    answers = []
+
+    def handler(request):
+        answers.append(1)
+        return httpx.Response(200, content=routes_frame([episode]))
+
+    with pytest.raises(errors.MalformedFrame, match="chatcmpl-0 choice 0 where"):
+        client(handler, attempts=2)("fetch_request", request_id, choice=choice)
+    with pytest.raises(errors.MalformedFrame, match="chatcmpl-0 choice 0 where"):
+        client(handler, attempts=1)("fetch_requests", [asked])
+    with pytest.raises(errors.MalformedFrame, match="episode-0 where"):
+        client(handler, attempts=1)("fetch_trajectory", "episode-7")
+    assert len(answers) == 4
+
+
+def test_a_request_is_found_under_its_alias(client, episode):
+    turn = episode.turns[0]
+    manifest = msgspec.structs.replace(turn.manifest, aliases=("mine",))
+    named = dataclasses.replace(turn, manifest=manifest)
+    body = routes_frame([dataclasses.replace(episode, turns=(named,))])
+    found = client(lambda request: httpx.Response(200, content=body))("fetch_request", "mine")
+
+    assert found.manifest.request_id == "chatcmpl-0"
+
+
 def test_a_busy_store_is_asked_again(client, episode):
     answers = [
         httpx.Response(503, content=problem("unavailable")),
@@ -164,7 +274,7 @@ def test_an_answer_that_was_damaged_on_its_way_is_asked_for_again(client, episod
         httpx.Response(200, content=content)
         for content in (bytes(damaged), body[:-64], b"<html>proxy</html>", body)
     ]
-    fetched = client(lambda request: answers.pop(0))("fetch_requests", ["chatcmpl-0"])
+    fetched = client(lambda request: answers.pop(0))("fetch_requests", ["chatcmpl-0", "chatcmpl-1"])
 
     assert np.array_equal(fetched[0].experts, episode.turns[0].experts)
     assert not answers
@@ -251,13 +361,13 @@ def test_keys_travel_as_bearer_tokens(client, episode, monkeypatch, tmp_path):
         seen.append(request.headers.get("authorization"))
         return httpx.Response(200, content=routes_frame([episode]))
 
-    client(handler)("fetch_request", "a")
-    client(handler, api_key="argument")("fetch_request", "a")
+    client(handler)("fetch_request", "chatcmpl-0")
+    client(handler, api_key="argument")("fetch_request", "chatcmpl-0")
     monkeypatch.setenv("ROUTEREPLAY_API_KEY", "environment")
-    client(handler)("fetch_request", "a")
+    client(handler)("fetch_request", "chatcmpl-0")
     (tmp_path / "key").write_text("file\n")
     monkeypatch.setenv("ROUTEREPLAY_API_KEY_FILE", str(tmp_path / "key"))
-    client(handler)("fetch_request", "a")
+    client(handler)("fetch_request", "chatcmpl-0")
 
     assert seen == [None, "Bearer argument", "Bearer environment", "Bearer file"]
 
@@ -308,3 +418,8 @@ def test_answers_are_received_into_the_memory_that_is_given(client):
         client(handler)("fetch_trajectories", list(by_id), out=np.zeros(100, np.uint8))
     with pytest.raises(ValueError, match="read-only"):
         client(handler)("fetch_trajectories", list(by_id), out=b"")
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("2", 2.0), ("\xb2", 0.0), ("-1", 0.0), (None, 0)])
+def test_a_wait_that_is_no_number_is_none(header, seconds):
+    assert retry_after_s(header) == seconds

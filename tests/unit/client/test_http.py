@@ -1,6 +1,7 @@
 """The connections under the client: what they do when a server is not well-behaved."""
 
 import contextlib
+import os
 import socket
 import threading
 
@@ -67,6 +68,19 @@ def test_a_connection_is_kept_and_one_that_the_server_closed_is_replaced_once():
             answer = connections.exchange("GET", "/x", timeout_s=2.0)
             assert bytes(answer.body) == b"hello"
     assert len(received) == 3
+
+
+def test_a_forked_process_does_not_speak_on_its_parents_connections():
+    """Two processes on one connection would each take the other's answers for its own."""
+    with scripted([OK]) as (url, _), contextlib.closing(Connections(url)) as connections:
+        connections.exchange("GET", "/parent", timeout_s=2.0)
+        if not (child := os.fork()):
+            _, is_reused = connections._take()
+            os._exit(is_reused)
+        _, status = os.waitpid(child, 0)
+
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert connections._take()[1], "the parent's own is still there"
 
 
 def test_a_fresh_connection_that_breaks_is_not_tried_again():

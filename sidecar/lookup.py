@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from routereplay.sidecar.store import keys
@@ -40,12 +40,22 @@ class Lookup:
     def __init__(self, index: Index, namespace: str) -> None:
         self._index = index
         self._namespace = namespace
+        self._ahead: dict[str, list[RecordStatus]] = {}
+        """What the first look at a name or a tag will find."""
+
+    async def ahead(self, requests: Iterable[str], trajectories: Iterable[str]) -> None:
+        """Look at many ids at once: the first look at each of them costs no trip of its own."""
+        names = [keys.name_of(self._namespace, normalize_id(one)) for one in requests]
+        tags = [keys.trajectory_tag(self._namespace, normalize_id(one)) for one in trajectories]
+        self._ahead = await self._index.ahead(names, tags)
 
     async def request(self, request_id: str) -> list[RecordStatus]:
         """Return the status of every choice of a request, or raise `NotFound`."""
         name = normalize_id(request_id)
-        pointer = await self._index.locate(keys.name_of(self._namespace, name))
-        found = [] if pointer is None else await self._index.request(pointer)
+        key = keys.name_of(self._namespace, name)
+        found = self._ahead.pop(key, None)
+        if found is None:
+            found = await self._index.named(key)
         if not found:
             what = f"request {name}"
             raise _unknown(what, name)
@@ -65,7 +75,10 @@ class Lookup:
     async def trajectory(self, trajectory_id: str) -> list[RecordStatus]:
         """Return the status of every turn of a trajectory in order, or raise `NotFound`."""
         name = normalize_id(trajectory_id)
-        found = await self._index.trajectory(keys.trajectory_tag(self._namespace, name))
+        tag = keys.trajectory_tag(self._namespace, name)
+        found = self._ahead.pop(tag, None)
+        if found is None:
+            found = await self._index.trajectory(tag)
         if not found:
             what = f"trajectory {name}"
             raise _unknown(what, name)

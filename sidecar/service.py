@@ -144,6 +144,9 @@ class RouteStore:
         trajectories = [
             TrajectoryKey(id=one) if isinstance(one, str) else one for one in request.trajectories
         ]
+        await self._lookup.ahead(
+            [key.id for key in request.requests], [one.id for one in trajectories]
+        )
         waits: list[Awaitable[_Found | list[RecordStatus]]] = [
             *(self._sealed(key, *cuts, wait_s, gone) for key in request.requests),
             *(self._settled(wanted, wait_s, gone) for wanted in trajectories),

@@ -193,6 +193,17 @@ class Index(Protocol):
     async def locate(self, name: str) -> Pointer | None:
         """Return where a name leads."""
 
+    async def named(self, name: str) -> list[RecordStatus]:
+        """Return the status of every choice of the request that a name leads to, if to any."""
+
+    async def ahead(
+        self, names: Sequence[str], tags: Sequence[str]
+    ) -> dict[str, list[RecordStatus]]:
+        """Return what `named` and `trajectory` would of these, if that is cheaper than one by one.
+
+        What is missing in the answer is to be asked for by itself, and raises what it raises.
+        """
+
     async def request(self, pointer: Pointer) -> list[RecordStatus]:
         """Return the status of every choice of a request, in order of choice."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import redis.asyncio
 from redis import exceptions as refusals
@@ -30,18 +30,23 @@ class Script(NamedTuple):
 class Commands(Protocol):
     """Sends commands to an engine; raises what redis-py raises."""
 
+    together: bool
+    """Whether a script may use keys of any tag, and many scripts are one round trip."""
+
     async def run(self, *commands: Sequence[Word]) -> list[Any]:
         """Return the replies to commands that are sent at once, in order."""
 
-    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> bytes:
+    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         """Return what `scripts/NAME.lua` returns."""
 
-    async def scripts(self, calls: Sequence[Script]) -> list[bytes]:
+    async def scripts(self, calls: Sequence[Script]) -> list[Any]:
         """Return what scripts return that run in order; nothing is undone if one is refused."""
 
 
 class RedisCommands:
     """Commands by redis-py: clusters and TLS."""
+
+    together = False
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
@@ -56,13 +61,13 @@ class RedisCommands:
                 pipe.execute_command(*command)
             return await pipe.execute()
 
-    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> bytes:
+    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         """See `Commands.script`."""
         if name not in self._scripts:
             self._scripts[name] = self._client.register_script(script_text(name))
-        return cast("bytes", await self._scripts[name](keys=keys, args=arguments))
+        return await self._scripts[name](keys=keys, args=arguments)
 
-    async def scripts(self, calls: Sequence[Script]) -> list[bytes]:
+    async def scripts(self, calls: Sequence[Script]) -> list[Any]:
         """See `Commands.scripts`."""
         # One by one: their keys may be of many nodes.
         return [await self.script(*call) for call in calls]
@@ -70,6 +75,8 @@ class RedisCommands:
 
 class RespCommands:
     """Commands by a pool of `ReplyConnection`s: one engine without TLS."""
+
+    together = True
 
     def __init__(self, pool: RespPool) -> None:
         self._pool = pool
@@ -83,12 +90,12 @@ class RespCommands:
                 raise reply
         return replies
 
-    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> bytes:
+    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         """See `Commands.script`."""
         (reply,) = await self.scripts([Script(name, keys, arguments)])
         return reply
 
-    async def scripts(self, calls: Sequence[Script]) -> list[bytes]:
+    async def scripts(self, calls: Sequence[Script]) -> list[Any]:
         """See `Commands.scripts`."""
         rest = [[len(call.keys), *call.keys, *call.arguments] for call in calls]
         known = [self._script(call.name) for call in calls]
@@ -100,7 +107,7 @@ class RespCommands:
                 if not str(reply).startswith("NOSCRIPT"):
                     raise reply
                 (replies[number],) = await self.run([b"EVAL", known[number][0], *rest[number]])
-        return cast("list[bytes]", replies)
+        return replies
 
     async def _send(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
         encoded = [[_encoded(word) for word in command] for command in commands]

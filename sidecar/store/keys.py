@@ -94,6 +94,15 @@ def blob(tag: str, upload_id: str, what: str, digest: bytes, split: str, part: i
     return f"rr:{{{tag}}}:b:{upload_id}:{what}:{digest.hex()}.{split}:{part}"
 
 
+def templates() -> tuple[str, str, str]:
+    """Return the keys of states, records and uploads for a script, with `%s` for their parts.
+
+    Those of a record are its tag, its request and its choice, of the others the first two.
+    """
+    upload_key, of_record = upload("%s", "%s"), RecordKey("%s", "%s", 0)
+    return status("%s", "%s"), record(of_record).removesuffix("0") + "%s", upload_key
+
+
 def journal(namespace: str) -> str:
     """Return the key of the latest events of a namespace."""
     return f"rr:{{{namespace}/journal}}"

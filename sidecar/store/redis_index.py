@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
@@ -24,8 +24,9 @@ from routereplay.sidecar.store.base import (
 from routereplay.sidecar.store.commands import Commands, Script, Word, fields
 from routereplay.sidecar.store.redis_engine import engine_errors
 from routereplay.sidecar.store.redis_lives import Lives
+from routereplay.sidecar.store.redis_looks import Looks, pointer_of
 from routereplay.sidecar.store.redis_replicas import Replicas
-from routereplay.sidecar.store.redis_status import decode_staged, read_statuses
+from routereplay.sidecar.store.redis_status import decode_staged
 from routereplay.wire.digest import digest
 from routereplay.wire.errors import RouteStoreError
 
@@ -55,6 +56,7 @@ class RedisIndex:
         self._ttl_s = ttl_s
         self._staging_ttl_s = staging_ttl_s
         self._index_ttl_s = index_ttl_s
+        self._looks = Looks(commands)
         self._lives = Lives(ttl_s=ttl_s, index_ttl_s=index_ttl_s)
 
     async def stage(
@@ -126,22 +128,25 @@ class RedisIndex:
 
     async def locate(self, name: str) -> Pointer | None:
         """Return where an id or alias leads."""
-        with engine_errors():
-            (text,) = await self._commands.run(["GET", keys.pointer(name)])
-        return None if text is None else _pointer(cast("bytes", text).decode())
+        return await self._looks.locate(name)
+
+    async def named(self, name: str) -> list[RecordStatus]:
+        """Return the status of every choice of the request that a name leads to, if to any."""
+        return await self._looks.named(name)
+
+    async def ahead(
+        self, names: Sequence[str], tags: Sequence[str]
+    ) -> dict[str, list[RecordStatus]]:
+        """Return what `named` and `trajectory` would of these, in one round trip."""
+        return await self._looks.ahead(names, tags)
 
     async def request(self, pointer: Pointer) -> list[RecordStatus]:
         """Return the status of every choice of a request, in order of choice."""
-        with engine_errors():
-            return await read_statuses(self._commands, pointer.tag, [pointer.request_id])
+        return await self._looks.request(pointer)
 
     async def trajectory(self, tag: str) -> list[RecordStatus]:
         """Return the status of everything under a tag, in order of start."""
-        with engine_errors():
-            (found,) = await self._commands.run(["SMEMBERS", keys.requests(tag)])
-            names = [name.decode() for name in cast("Iterable[bytes]", found)]
-            statuses = await read_statuses(self._commands, tag, names)
-        return sorted(statuses, key=_order)
+        return await self._looks.trajectory(tag)
 
     async def _prolong(self, tag: str) -> None:
         """Let earlier turns live as long as the one that was sealed just now."""
@@ -169,11 +174,11 @@ class RedisIndex:
 
     async def _contend(self, leads: Sequence[Lead], answers: Sequence[str]) -> list[Pointer]:
         """Return where names lead, once those that lead to nothing live were claimed again."""
-        found = [_pointer(answer) for answer in answers]
+        found = [pointer_of(answer) for answer in answers]
         for number, (lead, held) in enumerate(zip(leads, found, strict=True)):
             if held != lead.pointer and not await self._is_live(held):
                 (answer,) = await self._run_all([self._claim(lead, _pointer_text(held))])
-                found[number] = _pointer(answer)
+                found[number] = pointer_of(answer)
         return found
 
     async def _run(self, name: str, names: list[str], arguments: Sequence[Any]) -> str:
@@ -197,15 +202,5 @@ def _state_keys(key: RecordKey, upload_id: str) -> list[str]:
     ]
 
 
-def _order(status: RecordStatus) -> tuple[float, int, str, int]:
-    key, entry = status.key, status.entry
-    return entry.started_at, entry.ordinal, key.request_id, key.choice
-
-
 def _pointer_text(pointer: Pointer) -> str:
     return f"{pointer.tag} {pointer.request_id}"
-
-
-def _pointer(text: str) -> Pointer:
-    tag, request_id = text.split(" ", 1)
-    return Pointer(tag, request_id)

@@ -67,6 +67,25 @@ async def _all(commands: Commands, asked: Sequence[Sequence[Word]]) -> list[Any]
     return await commands.run(*asked) if asked else []
 
 
+def statuses(reply: Sequence[Any]) -> list[RecordStatus]:
+    """Return the statuses that `scripts/look.lua` told of; of each request in order of choice.
+
+    Raises:
+        CorruptRecord: a state or a manifest is not what was written.
+    """
+    if not reply:
+        return []
+    tag, fields = reply[0].decode(), iter(reply[1:])
+    found = []
+    for request_id, choice, noted, body, expected, there in zip(*[fields] * 6, strict=True):
+        key = RecordKey(tag, request_id.decode(), int(choice))
+        state, upload_id, entry = _parse(noted, key)
+        found.append(_status(key, state, upload_id, entry, (body, expected), there is not None))
+    if len(found) > 1:
+        found.sort(key=lambda status: (status.key.request_id, status.key.choice))
+    return found
+
+
 def _looks_lost(status: RecordStatus) -> bool:
     return status.state == "dropped" and status.entry.reason == NEVER_SEALED
 
@@ -85,7 +104,7 @@ def _status(
     state: str,
     upload_id: str,
     entry: Entry,
-    record: list[bytes | None],
+    record: Sequence[bytes | None],
     has_upload: bool,
 ) -> RecordStatus:
     now: RecordState
@@ -113,7 +132,7 @@ def _parse(value: bytes, key: RecordKey) -> tuple[str, str, Entry]:
         raise CorruptRecord(msg, request_id=key.request_id, choice=key.choice) from error
 
 
-def _record(found: list[bytes | None], key: RecordKey) -> StoredRecord | None:
+def _record(found: Sequence[bytes | None], key: RecordKey) -> StoredRecord | None:
     body, expected = found
     if body is None and expected is None:
         return None

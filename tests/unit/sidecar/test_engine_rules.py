@@ -1,5 +1,6 @@
 """What Redis Cluster asks of us, read off the source: tests on one node would not notice."""
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from hypothesis import strategies as st
 
 from routereplay.sidecar.store import keys
 from routereplay.sidecar.store.base import RecordKey
+from routereplay.sidecar.store.redis_looks import Looks
 from routereplay.wire.ids import normalize_id
 
 SIDECAR = Path(__file__).parents[3] / "sidecar"
-SCRIPTS = sorted((SIDECAR / "scripts").glob("*.lua"))
+ALL_SCRIPTS = {path.name: path for path in (SIDECAR / "scripts").glob("*.lua")}
+OF_ONE_ENGINE = ALL_SCRIPTS.pop("look.lua")
+SCRIPTS = sorted(ALL_SCRIPTS.values())
 SOURCES = [path for path in SIDECAR.rglob("*.py") if "redis." in path.read_text()]
 
 FORBIDDEN = (
@@ -32,6 +36,27 @@ def test_a_script_declares_itself_and_every_key(path):
     assert len(calls) == text.count("redis.call(") - text.count("redis.call('TIME')")
     assert all(re.fullmatch(r"KEYS\[\w+\]|key", key) for _, key in calls), calls
     assert all(re.fullmatch(r"KEYS\[\d+\]|key", key) for key in passed_on), passed_on
+
+
+def test_the_script_that_finds_keys_by_what_it_reads_writes_nothing_and_meets_no_cluster():
+    class Cluster:
+        together = False
+
+        def __init__(self):
+            self.commands = []
+
+        async def run(self, *commands):
+            self.commands += commands
+            return [b"default/r:a a" if one[0] == "GET" else [] for one in commands]
+
+    cluster = Cluster()
+    looks = Looks(cluster)
+    assert asyncio.run(looks.named("default/i:a")) == []
+    assert asyncio.run(looks.trajectory("default/t:a")) == []
+    assert asyncio.run(looks.ahead(["default/i:a"], ["default/t:a", "default/t:b"])) == {}
+
+    assert OF_ONE_ENGINE.read_text().startswith("#!lua flags=no-writes\n")
+    assert [command[0] for command in cluster.commands] == ["GET", "HGETALL", "SMEMBERS"]
 
 
 def test_no_command_is_used_that_looks_beyond_one_slot():

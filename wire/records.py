@@ -17,7 +17,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "abort", "error", "repetitio
 TurnState: TypeAlias = Literal["sealed", "pending", "dropped"]
 
 
-class PolicySpan(msgspec.Struct, frozen=True):
+class PolicySpan(msgspec.Struct, frozen=True, gc=False):
     """Tokens `[start, stop)` of a request were processed by policy `version`."""
 
     version: str
@@ -25,7 +25,7 @@ class PolicySpan(msgspec.Struct, frozen=True):
     stop: int
 
 
-class ChunkRef(msgspec.Struct, frozen=True):
+class ChunkRef(msgspec.Struct, frozen=True, gc=False):
     """One staged piece of a record: `rows` rows, `nbytes` bytes, BLAKE3-16 `digest`."""
 
     rows: int
@@ -33,7 +33,7 @@ class ChunkRef(msgspec.Struct, frozen=True):
     digest: bytes
 
 
-class ParentRef(msgspec.Struct, frozen=True, kw_only=True):
+class ParentRef(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The record that holds the rows before the first one of a delta.
 
     Of the same trajectory, or of the same request: another choice of it.
@@ -47,7 +47,7 @@ class ParentRef(msgspec.Struct, frozen=True, kw_only=True):
     """BLAKE3-16 of the int32 little-endian token ids `[0, row_start)`, the same in both."""
 
 
-class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
+class RecordManifest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What was recorded for one choice of one request. Immutable once sealed."""
 
     request_id: str
@@ -115,7 +115,7 @@ class RecordManifest(msgspec.Struct, frozen=True, kw_only=True):
         return self.rows == max(self.num_tokens - 1 - self.row_start, 0)
 
 
-class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk", tag_field="kind"):
+class Chunk(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="chunk", tag_field="kind"):
     """Ingest: rows `[first_row, first_row + rows)` of an upload. Payload: the rows, C order."""
 
     upload_id: str
@@ -146,7 +146,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk", tag_field="k
         return self.rows * self.num_layers * self.topk * id_nbytes(self.num_experts)
 
 
-class Seal(msgspec.Struct, frozen=True, kw_only=True, tag="seal", tag_field="kind"):
+class Seal(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="seal", tag_field="kind"):
     """Ingest: the upload is whole. Payload: the int32 token ids of prompt and completion."""
 
     upload_id: str
@@ -155,7 +155,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True, tag="seal", tag_field="kin
     """Seal it although its parent is not what the manifest says: its own rows are right."""
 
 
-class Drop(msgspec.Struct, frozen=True, kw_only=True, tag="drop", tag_field="kind"):
+class Drop(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="drop", tag_field="kind"):
     """Ingest: the recorder lost this request. No payload."""
 
     upload_id: str
@@ -172,7 +172,7 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, tag="drop", tag_field="kin
     started_at: float = 0.0
 
 
-class RowSource(msgspec.Struct, frozen=True, kw_only=True):
+class RowSource(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Rows `[token_start, token_start + rows)` of an item were recorded for this choice."""
 
     request_id: str
@@ -181,7 +181,7 @@ class RowSource(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
 
 
-class RoutesItem(msgspec.Struct, frozen=True, kw_only=True):
+class RoutesItem(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One record, or a slice of one, inside a `Routes` frame. Offsets are into its payload."""
 
     manifest: RecordManifest
@@ -203,7 +203,7 @@ class RoutesItem(msgspec.Struct, frozen=True, kw_only=True):
     """Of a request that is a delta: whose rows these are, in order. Empty: all its own."""
 
 
-class TurnStatus(msgspec.Struct, frozen=True, kw_only=True):
+class TurnStatus(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One request of a trajectory: what the store knows of it."""
 
     request_id: str
@@ -219,7 +219,7 @@ class TurnStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Present once sealed."""
 
 
-class FetchedTrajectory(msgspec.Struct, frozen=True, kw_only=True):
+class FetchedTrajectory(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One trajectory of a `Routes` frame: its turns in order; items follow the sealed ones."""
 
     trajectory_id: str
@@ -228,7 +228,7 @@ class FetchedTrajectory(msgspec.Struct, frozen=True, kw_only=True):
     """Indices into `Routes.items`, one for each sealed turn, in the order of `turns`."""
 
 
-class FetchFailure(msgspec.Struct, frozen=True, kw_only=True):
+class FetchFailure(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One id of a batch that could not be served."""
 
     id: str
@@ -236,7 +236,7 @@ class FetchFailure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-class Routes(msgspec.Struct, frozen=True, kw_only=True, tag="routes", tag_field="kind"):
+class Routes(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="routes", tag_field="kind"):
     """Response: any number of records. Payload: their rows and token ids, each 64-aligned."""
 
     items: tuple[RoutesItem, ...]
@@ -244,14 +244,14 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True, tag="routes", tag_field=
     failures: tuple[FetchFailure, ...] = ()
 
 
-class RequestKey(msgspec.Struct, frozen=True, kw_only=True):
+class RequestKey(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A request to fetch in a batch."""
 
     id: str
     choice: int = 0
 
 
-class TrajectoryKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TrajectoryKey(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A trajectory to fetch in a batch, and what it must hold to be whole.
 
     The store cannot wait for a turn that it has not heard of unless it is told of it.
@@ -264,7 +264,7 @@ class TrajectoryKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Ids of requests that are among its turns."""
 
 
-class FetchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FetchRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     """JSON body of `POST /v1/fetch`; half-open ranges, `None` means all."""
 
     requests: tuple[RequestKey, ...] = ()
@@ -275,7 +275,7 @@ class FetchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Seconds to wait for what is still pending."""
 
 
-class FrameResult(msgspec.Struct, frozen=True, kw_only=True):
+class FrameResult(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The store's answer to one ingested frame."""
 
     status: Literal["staged", "sealed", "replayed", "noted", "refused"]
@@ -284,7 +284,7 @@ class FrameResult(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
-class IngestResult(msgspec.Struct, frozen=True, kw_only=True):
+class IngestResult(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """JSON answer of `POST /v1/ingest`: one result for each frame, in order."""
 
     results: tuple[FrameResult, ...]

@@ -50,7 +50,7 @@ class Lead(NamedTuple):
     pointer: Pointer
 
 
-class Layout(msgspec.Struct, frozen=True, array_like=True):
+class Layout(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """How a chunk is kept: as values of whole rows, each a sequence of bands (`store.bands`)."""
 
     part_rows: int
@@ -62,7 +62,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     """What the digests of bands are; records of before there was a choice say nothing."""
 
 
-class StagedChunk(msgspec.Struct, frozen=True, array_like=True):
+class StagedChunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What an upload has staged at one position, and how it was split into values."""
 
     first_row: int
@@ -86,7 +86,7 @@ class Staging(NamedTuple):
     entry: Entry
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What the index remembers of a record beyond its life."""
 
     engine_id: str = ""
@@ -96,7 +96,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     rows_lost: int = 0
 
 
-class StoredRecord(msgspec.Struct, frozen=True):
+class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     """A sealed record: its manifest and how its bytes were split into values."""
 
     manifest: RecordManifest

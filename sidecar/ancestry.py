@@ -8,7 +8,8 @@ enough, and have the same token ids up to where the delta begins.
 from __future__ import annotations
 
 from routereplay.sidecar.lookup import state_error
-from routereplay.sidecar.reading import Range, Slice, cut, read_tokens
+from routereplay.sidecar.reading import read_tokens
+from routereplay.sidecar.slices import Range, Slice, cut
 from routereplay.sidecar.store.base import (
     Blobs,
     Index,
@@ -18,7 +19,7 @@ from routereplay.sidecar.store.base import (
     StoredRecord,
 )
 from routereplay.wire.digest import digest
-from routereplay.wire.errors import ParentLost, ParentMismatch
+from routereplay.wire.errors import ParentLost, ParentMismatch, RouteReplayError
 from routereplay.wire.ids import normalize_id
 from routereplay.wire.records import ParentRef, RecordManifest
 
@@ -122,6 +123,8 @@ class Ancestry:
         if reach < manifest.row_start:
             return f"has rows up to {reach} only"
         (tokens,) = await read_tokens(self._blobs, [(status.key, status.record)])
+        if isinstance(tokens, RouteReplayError):
+            raise tokens
         prefix = tokens[: _TOKEN_BYTES * manifest.row_start]
         return "" if digest(prefix) == ref.prefix_digest else "has other token ids there"
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from routereplay.sidecar.describe import turn_status
 from routereplay.sidecar.lookup import require_sealed
 from routereplay.sidecar.payload import Payload
-from routereplay.sidecar.reading import INLINE_BYTES, Range, Slice, cut, read_tokens
+from routereplay.sidecar.reading import INLINE_BYTES, TokenIds, read_tokens
 from routereplay.sidecar.ready import Ready, routes_item
+from routereplay.sidecar.slices import Range, Slice, cut
 from routereplay.sidecar.store.base import Blobs, RecordStatus, StoredRecord
 from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import RouteReplayError
 from routereplay.wire.frame import encode_head
-from routereplay.wire.lineage import Link, TurnSpan, link_turns
+from routereplay.wire.lineage import TurnSpan, link_turns
 from routereplay.wire.records import FetchedTrajectory, FetchFailure, Routes, TurnStatus
 
 
@@ -64,39 +66,46 @@ class Response:
             first = stop
         return found
 
-    async def add_record(self, status: RecordStatus, parts: list[Slice], name: str = "") -> None:
+    def add_record(self, status: RecordStatus, parts: list[Slice], name: str = "") -> None:
         """Add the rows of one sealed record, from it and the records that it is a delta on."""
-        record = _sealed(status)
-        (tokens,) = await read_tokens(self.blobs, [(status.key, record)])
-        self._entries.append(_Entry(name, [Ready(record.manifest, parts, tokens, None)]))
+        self._entries.append(_Entry(name, [Ready(status.key, _sealed(status), parts, None)]))
+
+    async def token_ids(self, found: Iterable[Sequence[RecordStatus]]) -> list[Iterator[TokenIds]]:
+        """Return the token ids of the sealed turns of trajectories, all read together."""
+        sealed = [
+            [(turn.key, _sealed(turn)) for turn in turns if turn.state == "sealed"]
+            for turns in found
+        ]
+        token_ids = iter(await read_tokens(self.blobs, [one for turns in sealed for one in turns]))
+        return [iter(list(islice(token_ids, len(turns)))) for turns in sealed]
 
     async def add_trajectory(
         self,
         trajectory_id: str,
-        turns: list[RecordStatus],
+        turns: Sequence[RecordStatus],
+        token_ids: Iterable[TokenIds],
         tokens: Range | None,
         layers: Range | None,
     ) -> None:
-        """Add a trajectory: of each sealed turn only the rows that no earlier turn supplies."""
+        """Add a trajectory: of each sealed turn only the rows that no earlier turn supplies.
+
+        Raises:
+            CorruptRecord, RoutesExpired: of token ids that could not be read.
+        """
         require_sealed(turns)
         sealed = [(turn.key, _sealed(turn)) for turn in turns if turn.state == "sealed"]
-        token_ids = await read_tokens(self.blobs, sealed)
-        records = [record for _, record in sealed]
-        if sum(map(len, token_ids)) > INLINE_BYTES:
-            links = await asyncio.to_thread(_link, records, token_ids)
+        padded = [_intact(ids) for ids in token_ids]
+        spans = [_span(record, ids) for (_, record), ids in zip(sealed, padded, strict=True)]
+        if sum(map(len, padded)) > INLINE_BYTES:
+            links = await asyncio.to_thread(link_turns, spans)
         else:
-            links = _link(records, token_ids)
+            links = link_turns(spans)
         start, stop = tokens or (0, None)
-        items = [
-            Ready(
-                record.manifest,
-                [cut(key, record, (max(start, link.new_from), stop), layers)],
-                ids,
-                link.parent,
-            )
-            for (key, record), ids, link in zip(sealed, token_ids, links, strict=True)
-        ]
-        statuses = tuple(turn_status(turn) for turn in turns)
+        items = []
+        for (key, record), ids, link in zip(sealed, padded, links, strict=True):
+            part = cut(key, record, (max(start, link.new_from), stop), layers)
+            items.append(Ready(key, record, [part], ids, link.parent))
+        statuses = tuple(map(turn_status, turns))
         self._entries.append(_Entry(trajectory_id, items, trajectory_id, statuses))
 
     def add_failure(self, name: str, error: RouteReplayError) -> None:
@@ -166,14 +175,13 @@ def _sealed(status: RecordStatus) -> StoredRecord:
     return status.record
 
 
-def _link(records: list[StoredRecord], token_ids: list[memoryview]) -> list[Link]:
-    return link_turns(
-        [
-            TurnSpan(
-                np.frombuffer(ids, "<i4"),
-                record.manifest.row_start,
-                record.manifest.row_start + record.manifest.rows,
-            )
-            for record, ids in zip(records, token_ids, strict=True)
-        ]
-    )
+def _intact(ids: TokenIds) -> memoryview:
+    if isinstance(ids, RouteReplayError):
+        raise ids
+    return ids
+
+
+def _span(record: StoredRecord, padded_tokens: memoryview) -> TurnSpan:
+    manifest = record.manifest
+    ids = np.frombuffer(padded_tokens, "<i4", manifest.num_tokens)
+    return TurnSpan(ids, manifest.row_start, manifest.row_start + manifest.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from routereplay.sidecar.store import keys
@@ -112,7 +112,7 @@ class Lookup:
         return found
 
 
-def require_sealed(turns: list[RecordStatus]) -> None:
+def require_sealed(turns: Sequence[RecordStatus]) -> None:
     """Raise the state of a trajectory of which nothing is sealed."""
     if any(turn.state == "sealed" for turn in turns):
         return

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from routereplay.sidecar.reading import INLINE_BYTES, Piece, placed, read_rows
+from routereplay.sidecar.reading import INLINE_BYTES, Tokens, read_rows, read_tokens
 from routereplay.sidecar.ready import Ready
 from routereplay.sidecar.room import Room
+from routereplay.sidecar.slices import Piece, pieces, placed
 from routereplay.sidecar.store.base import Blobs
 from routereplay.sidecar.store.windows import WINDOW_BYTES, windows
 from routereplay.wire.digest import Buffer, RunningDigest, digest
@@ -50,26 +51,40 @@ class Payload:
         for ready in items:
             tokens_at = aligned(offset + ready.nbytes)
             self.offsets.append((offset, tokens_at))
-            offset = aligned(tokens_at + len(ready.tokens))
+            offset = aligned(tokens_at + ready.tokens_nbytes)
         self.nbytes = offset
         self.kept: memoryview | None = None
         """All of it, if it is not too long to be kept."""
 
     async def load(self) -> dict[int, RouteReplayError]:
-        """Read all rows and set their digests; return the error of each item that has one."""
+        """Read all rows and set their digests; return the error of each item that has one.
+
+        Token ids that were not read yet come with the first of the rows.
+        """
         kept = _room.take(self.nbytes) if self.nbytes <= KEEP_BYTES else None
         if kept is None:
             return await self._hash()
         wanted: list[Piece] = []
-        owner_of: list[int] = []
+        missing: list[Tokens] = []
         for number, (ready, (rows_at, tokens_at)) in enumerate(self._placed()):
-            _fill(kept, rows_at + ready.nbytes, ready.tokens, tokens_at)
-            found = placed(ready.pieces, kept[rows_at:])
-            wanted += found
-            owner_of += [number] * len(found)
-        errors = await read_rows(self._blobs, wanted)
+            for part in ready.parts:
+                wanted += pieces(part, kept[rows_at:], number)
+                rows_at += part.nbytes
+            if rows_at < tokens_at:
+                kept[rows_at:tokens_at] = bytes(tokens_at - rows_at)
+            if ready.padded_tokens is not None:
+                kept[tokens_at : tokens_at + len(ready.padded_tokens)] = ready.padded_tokens
+            else:
+                stop = tokens_at + ready.tokens_nbytes
+                kept[stop : aligned(stop)] = padding(stop)
+                missing.append(Tokens(ready.key, ready.record, kept[tokens_at:stop], number))
+        errors = await read_rows(self._blobs, wanted, missing)
         if errors:
-            return {owner_of[number]: error for number, error in errors.items()}
+            return errors
+        for tokens in missing:
+            start = self.offsets[tokens.owner][1]
+            filled = kept[start : start + aligned(len(tokens.into))].toreadonly()
+            self._items[tokens.owner].padded_tokens = filled
         for ready, (rows_at, _) in self._placed():
             await _hash_rows(ready, kept[rows_at : rows_at + ready.nbytes])
         self.kept = kept.toreadonly()
@@ -94,14 +109,20 @@ class Payload:
                 yield buffer
                 del buffer
             yield padding(ready.nbytes)
-            yield ready.tokens
-            yield padding(len(ready.tokens))
+            if ready.padded_tokens is not None:
+                yield ready.padded_tokens
 
     def _placed(self) -> list[tuple[Ready, tuple[int, int]]]:
         return list(zip(self._items, self.offsets, strict=True))
 
     async def _hash(self) -> dict[int, RouteReplayError]:
         """Read rows that are too many to keep, for their digests."""
+        missing = [n for n, ready in enumerate(self._items) if ready.padded_tokens is None]
+        sources = [(self._items[n].key, self._items[n].record) for n in missing]
+        for number, tokens in zip(missing, await read_tokens(self._blobs, sources), strict=True):
+            if isinstance(tokens, RouteReplayError):
+                return {number: tokens}
+            self._items[number].padded_tokens = tokens
         for number, ready in enumerate(self._items):
             hasher = RunningDigest()
             try:
@@ -139,11 +160,3 @@ async def _hash_rows(ready: Ready, rows: memoryview) -> None:
         ready.rows_digest = await asyncio.to_thread(digest, rows)
     else:
         ready.rows_digest = digest(rows)
-
-
-def _fill(payload: memoryview, rows_stop: int, tokens: memoryview, tokens_at: int) -> None:
-    """Write an item's token ids and the padding around them."""
-    stop = tokens_at + len(tokens)
-    payload[rows_stop:tokens_at] = bytes(tokens_at - rows_stop)
-    payload[tokens_at:stop] = tokens
-    payload[stop : aligned(stop)] = padding(stop)

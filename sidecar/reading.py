@@ -6,20 +6,20 @@ Shape legend: T tokens, L layers, C bytes of a cell (the experts of one layer of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from routereplay.sidecar.room import Scratch
+from routereplay.sidecar.slices import Piece
 from routereplay.sidecar.store import bands, parts
 from routereplay.sidecar.store.bands import Shape
 from routereplay.sidecar.store.base import Blobs, RecordKey, StoredRecord, Wanted
 from routereplay.sidecar.store.windows import WINDOW_BYTES, windows
 from routereplay.wire.digest import digest
-from routereplay.wire.errors import BadRequest, CorruptRecord, RouteReplayError, RoutesExpired
-from routereplay.wire.records import RecordManifest
+from routereplay.wire.errors import CorruptRecord, RouteReplayError, RoutesExpired
+from routereplay.wire.frame import aligned
 
 _AT_ONCE = 8
 """Windows that are read at one time: more would not come sooner, and each takes memory."""
@@ -30,66 +30,19 @@ _turn = asyncio.Semaphore(_AT_ONCE)
 INLINE_BYTES = 256 * 1024
 """Hashing more than this on the event loop would make every other client wait."""
 
-Range: TypeAlias = tuple[int, int | None]
-"""Half-open; None is the end of what there is."""
+TokenIds: TypeAlias = memoryview | RouteReplayError
+"""int32 token ids of prompt and completion with zeros up to a multiple of 64 bytes, or what is
+wrong with them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Rows `[token_start, token_stop)` of layers `[layer_start, layer_stop)` of a record."""
+class Tokens(NamedTuple):
+    """The token ids of a record, and the memory to receive them into."""
 
     key: RecordKey
     record: StoredRecord
-    token_start: int
-    token_stop: int
-    layer_start: int
-    layer_stop: int
-
-    @property
-    def manifest(self) -> RecordManifest:
-        """The record's manifest."""
-        return self.record.manifest
-
-    @property
-    def rows(self) -> int:
-        """Rows of the slice."""
-        return self.token_stop - self.token_start
-
-    @property
-    def layers(self) -> int:
-        """Layers of the slice."""
-        return self.layer_stop - self.layer_start
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the slice."""
-        return self.rows * (self.manifest.row_nbytes // self.manifest.num_layers) * self.layers
-
-
-class Piece(NamedTuple):
-    """What a slice takes of one chunk, and the memory to put it in, once there is some."""
-
-    part: Slice
-    seq: int
-    rows: range
-    """Rows within the chunk."""
-    into: memoryview = memoryview(b"")
-    """`[rows, layers of the slice, cell]`."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its place."""
-        return len(self.rows) * (self.part.nbytes // self.part.rows)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of the chunk."""
-        return self.has_all_layers and len(self.rows) == self.part.manifest.chunks[self.seq].rows
-
-    @property
-    def has_all_layers(self) -> bool:
-        """Whether it is all layers of its rows."""
-        return self.part.layers == self.part.manifest.num_layers
+    into: memoryview
+    owner: int = 0
+    """Of the item that they are of."""
 
 
 class _Value(NamedTuple):
@@ -102,125 +55,106 @@ class _Value(NamedTuple):
     wanted: Wanted
 
 
-def cut(key: RecordKey, record: StoredRecord, tokens: Range | None, layers: Range | None) -> Slice:
-    """Return the part of a record that was asked for.
-
-    Tokens are cut to those that have a row, as a token without one is a normal thing;
-    layers that the model does not have are an error of the caller.
-    """
-    manifest = record.manifest
-    row_stop = manifest.row_start + manifest.rows
-    start, stop = tokens or (0, None)
-    start = min(max(start, manifest.row_start), row_stop)
-    stop = row_stop if stop is None else max(min(stop, row_stop), start)
-    first, last = layers or (0, None)
-    last = manifest.num_layers if last is None else last
-    if not 0 <= first < last <= manifest.num_layers:
-        msg = f"layers {first}:{last} of {key.request_id}: the model has 0:{manifest.num_layers}"
-        raise BadRequest(msg)
-    return Slice(key, record, start, stop, first, last)
+_Work: TypeAlias = tuple[Piece, list[_Value]]
 
 
 async def read_tokens(
     blobs: Blobs, records: Sequence[tuple[RecordKey, StoredRecord]]
-) -> list[memoryview]:
-    """Return the int32 token ids of prompt and completion of each record."""
-    found = [memoryview(bytearray(4 * record.manifest.num_tokens)) for _, record in records]
-    wanted, owners = [], []
-    for (key, record), tokens in zip(records, found, strict=True):
-        for part in parts.record_token_parts(key, record):
-            wanted.append(Wanted(part.key, tokens[part.start : part.stop]))
-            owners.append(key)
-    for key, want, length in zip(owners, wanted, await blobs.read(wanted), strict=True):
-        _check_length(key, want, length, "the token ids")
-    for (key, record), tokens in zip(records, found, strict=True):
-        if digest(tokens) != record.manifest.token_digest:
-            raise _corrupt(key, "the token ids")
-    return [tokens.toreadonly() for tokens in found]
-
-
-def pieces(part: Slice) -> Iterator[Piece]:
-    """Yield the chunks that hold a row of a slice, in order."""
-    start = part.manifest.row_start
-    for seq, chunk in enumerate(part.manifest.chunks):
-        rows = range(max(part.token_start - start, 0), min(part.token_stop - start, chunk.rows))
-        if rows:
-            yield Piece(part, seq, rows)
-        start += chunk.rows
-
-
-def placed(wanted: Iterable[Piece], into: memoryview) -> list[Piece]:
-    """Return pieces with places in `into`, one behind the other."""
-    found, at = [], 0
-    for piece in wanted:
-        found.append(piece._replace(into=into[at : at + piece.nbytes]))
-        at += piece.nbytes
+) -> list[TokenIds]:
+    """Return the token ids of each record, or its error."""
+    sizes = [4 * record.manifest.num_tokens for _, record in records]
+    memory = np.zeros(sum(map(aligned, sizes)), np.uint8).data
+    wanted, found, at = [], list[TokenIds](), 0
+    for number, ((key, record), nbytes) in enumerate(zip(records, sizes, strict=True)):
+        wanted.append(Tokens(key, record, memory[at : at + nbytes], number))
+        found.append(memory[at : at + aligned(nbytes)].toreadonly())
+        at += aligned(nbytes)
+    for number, error in (await read_rows(blobs, (), wanted)).items():
+        found[number] = error
     return found
 
 
-async def read_rows(blobs: Blobs, wanted: Sequence[Piece]) -> dict[int, RouteReplayError]:
-    """Fill pieces, and return what is wrong with those that could not be: error by position.
+async def read_rows(
+    blobs: Blobs, wanted: Sequence[Piece], tokens: Sequence[Tokens] = ()
+) -> dict[int, RouteReplayError]:
+    """Fill pieces and token ids, and return what is wrong with those that could not be: by owner.
 
     CorruptRecord: a chunk is not what was sealed. RoutesExpired: it went away meanwhile.
     """
     errors: dict[int, RouteReplayError] = {}
-    for window in windows(list(enumerate(wanted)), lambda one: _moved_nbytes(one[1])):
-        nbytes = sum(_moved_nbytes(piece) for _, piece in window)
+    for window in windows(wanted, _moved_nbytes) if wanted else iter([[]]):
         async with _turn:
-            with _scratch.lent(nbytes) as scratch:
-                errors |= await _read_window(blobs, window, scratch)
+            with _scratch.lent(sum(map(_moved_nbytes, window))) as scratch:
+                errors |= await _read_window(blobs, window, tokens, scratch)
+        # They came with the first window.
+        tokens = ()
     return errors
 
 
 async def _read_window(
-    blobs: Blobs, window: list[tuple[int, Piece]], scratch: memoryview
+    blobs: Blobs, window: Sequence[Piece], tokens: Sequence[Tokens], scratch: memoryview
 ) -> dict[int, RouteReplayError]:
     errors: dict[int, RouteReplayError] = {}
-    work: list[tuple[int, Piece, list[_Value]]] = []
-    for number, piece in window:
+    work: list[_Work] = []
+    for piece in window:
         nbytes = _moved_nbytes(piece)
-        work.append((number, piece, list(_values(piece, scratch[:nbytes]))))
+        work.append((piece, list(_values(piece, scratch[:nbytes]))))
         scratch = scratch[nbytes:]
-    lengths = iter(await blobs.read([value.wanted for *_, values in work for value in values]))
-    present = []
-    for number, piece, values in work:
-        found = [next(lengths) for _ in values]
-        try:
-            for value, length in zip(values, found, strict=True):
-                _check_length(piece.part.key, value.wanted, length, f"chunk {piece.seq}")
-        except RouteReplayError as error:
-            errors[number] = error
+    asked = [list(_token_values(one)) for one in tokens]
+    wanted = [want for wants in asked for want in wants]
+    wanted += [value.wanted for _, values in work for value in values]
+    lengths = iter(await blobs.read(wanted))
+    arrived = []
+    for one, wants in zip(tokens, asked, strict=True):
+        error = _fault(one.key, wants, lengths, "the token ids")
+        if error is None:
+            arrived.append(one)
         else:
-            present.append((number, piece, values))
-    if sum(len(piece.into) for _, piece, _ in present) > INLINE_BYTES:
-        errors |= await asyncio.to_thread(_place, present)
-    else:
-        errors |= _place(present)
-    return errors
+            errors[one.owner] = error
+    present = []
+    for piece, values in work:
+        wants = [value.wanted for value in values]
+        error = _fault(piece.part.key, wants, lengths, "chunk %d", piece.seq)
+        if error is None:
+            present.append((piece, values))
+        else:
+            errors[piece.owner] = error
+    if sum(len(want.into) for want in wanted) > INLINE_BYTES:
+        return errors | await asyncio.to_thread(_verify, arrived, present)
+    return errors | _verify(arrived, present)
+
+
+def _token_values(tokens: Tokens) -> Iterator[Wanted]:
+    for part in parts.record_token_parts(tokens.key, tokens.record):
+        yield Wanted(part.key, tokens.into[part.start : part.stop])
 
 
 def _values(piece: Piece, scratch: memoryview) -> Iterator[_Value]:
-    """Yield the values of a chunk, or their bands, that are read into `scratch`."""
-    part, record = piece.part, piece.part.record
-    layout = record.layouts[piece.seq]
-    cell = part.manifest.row_nbytes // part.manifest.num_layers
+    """Yield the values of a chunk, or their bands, and where they are received.
+
+    In `scratch`, or in their place where they are nothing but the rows that are wanted.
+    """
+    part, seq = piece.part, piece.seq
+    layout, num_layers = part.record.layouts[seq], part.manifest.num_layers
+    row_nbytes = num_layers * part.cell
+    if piece.is_whole and layout.bands == 1:
+        scratch = piece.into
     row = 0
-    for number, stored in enumerate(parts.record_chunk_parts(part.key, record, piece.seq)):
-        shape = Shape(
-            stored.nbytes // part.manifest.row_nbytes, part.manifest.num_layers, cell, layout.bands
-        )
+    for number, stored in enumerate(parts.record_chunk_parts(part.key, part.record, seq)):
+        nbytes = stored.stop - stored.start
+        shape = Shape(nbytes // row_nbytes, num_layers, part.cell, layout.bands)
         if _reads_bands(piece):
             found = list(bands.bands(shape, part.layer_start, part.layer_stop))
             last = found[-1]
             start = found[0].offset
-            nbytes = last.offset + shape.rows * (last.stop - last.start) * cell - start
+            nbytes = last.offset + shape.rows * (last.stop - last.start) * part.cell - start
             # Rows that nobody asked for in a value of its own are not read.
-            if row < piece.rows.stop and row + shape.rows > piece.rows.start:
+            if row < piece.stop and row + shape.rows > piece.start:
                 yield _Value(shape, row, number, Wanted(stored.key, scratch[:nbytes], start))
                 scratch = scratch[nbytes:]
         else:
-            yield _Value(shape, row, number, Wanted(stored.key, scratch[: stored.nbytes]))
-            scratch = scratch[stored.nbytes :]
+            yield _Value(shape, row, number, Wanted(stored.key, scratch[:nbytes]))
+            scratch = scratch[nbytes:]
         row += shape.rows
 
 
@@ -233,30 +167,35 @@ def _moved_nbytes(piece: Piece) -> int:
     return piece.part.manifest.chunks[piece.seq].nbytes
 
 
-def _place(work: list[tuple[int, Piece, list[_Value]]]) -> dict[int, RouteReplayError]:
-    """Verify what was read and put it in its place; return the errors by position."""
+def _verify(tokens: Sequence[Tokens], work: Sequence[_Work]) -> dict[int, RouteReplayError]:
+    """Verify what was read and put it in its place; return the errors by owner."""
     errors: dict[int, RouteReplayError] = {}
-    for number, piece, values in work:
+    for one in tokens:
+        if digest(one.into) != one.record.manifest.token_digest:
+            errors[one.owner] = _corrupt(one.key, "the token ids")
+    for piece, values in work:
         place = _place_bands if _reads_bands(piece) else _place_chunk
         if not place(piece, values):
-            errors[number] = _corrupt(piece.part.key, f"chunk {piece.seq}")
+            errors[piece.owner] = _corrupt(piece.part.key, f"chunk {piece.seq}")
     return errors
 
 
 def _place_chunk(piece: Piece, values: list[_Value]) -> bool:
     part, chunk = piece.part, piece.part.manifest.chunks[piece.seq]
+    layout, row_nbytes = part.record.layouts[piece.seq], part.manifest.row_nbytes
     whole = piece.into if piece.is_whole else np.empty(chunk.nbytes, np.uint8).data
-    for value in values:
-        at = value.first_row * part.manifest.row_nbytes
-        bands.join(value.wanted.into, value.shape, whole[at : at + value.shape.nbytes])
-    if digest(whole) != chunk.digest:
+    for shape, first_row, number, wanted in values:
+        if layout.has_quick_sums and not bands.are_intact(wanted.into, layout, shape, number):
+            return False
+        if layout.bands > 1 or not piece.is_whole:
+            at = first_row * row_nbytes
+            bands.join(wanted.into, shape, whole[at : at + shape.nbytes])
+    if not layout.has_quick_sums and digest(whole) != chunk.digest:
         return False
     if not piece.is_whole:
         rows_TLC = np.frombuffer(whole, np.uint8).reshape(chunk.rows, part.manifest.num_layers, -1)
-        out_TLC = np.frombuffer(piece.into, np.uint8).reshape(len(piece.rows), part.layers, -1)
-        out_TLC[...] = rows_TLC[
-            piece.rows.start : piece.rows.stop, part.layer_start : part.layer_stop
-        ]
+        out_TLC = np.frombuffer(piece.into, np.uint8).reshape(piece.rows, part.layers, -1)
+        out_TLC[...] = rows_TLC[piece.start : piece.stop, part.layer_start : part.layer_stop]
     return True
 
 
@@ -264,12 +203,10 @@ def _place_bands(piece: Piece, values: list[_Value]) -> bool:
     part = piece.part
     layout = part.record.layouts[piece.seq]
     layers = range(part.layer_start, part.layer_stop)
-    out_TLC = np.frombuffer(piece.into, np.uint8).reshape(len(piece.rows), part.layers, -1)
+    out_TLC = np.frombuffer(piece.into, np.uint8).reshape(piece.rows, part.layers, -1)
     for shape, first_row, number, wanted in values:
-        rows = range(
-            max(piece.rows.start - first_row, 0), min(piece.rows.stop - first_row, shape.rows)
-        )
-        at = first_row + rows.start - piece.rows.start
+        rows = range(max(piece.start - first_row, 0), min(piece.stop - first_row, shape.rows))
+        at = first_row + rows.start - piece.start
         found = list(bands.bands(shape, part.layer_start, part.layer_stop))
         for band in found:
             offset = band.offset - found[0].offset
@@ -281,12 +218,20 @@ def _place_bands(piece: Piece, values: list[_Value]) -> bool:
     return True
 
 
-def _check_length(key: RecordKey, want: Wanted, length: int | None, what: str) -> None:
-    if length is None:
-        msg = f"request {key.request_id}, choice {key.choice}: it expired while it was read"
-        raise RoutesExpired(msg, request_id=key.request_id, choice=key.choice)
-    if length != len(want.into):
-        raise _corrupt(key, what)
+def _fault(
+    key: RecordKey, wants: Sequence[Wanted], lengths: Iterator[int | None], what: str, *words: int
+) -> RouteReplayError | None:
+    """Return why values did not arrive, or None; takes the length of each of them, and no more."""
+    error: RouteReplayError | None = None
+    for want, length in zip(wants, lengths, strict=False):
+        if length != len(want.into) and error is None:
+            error = _expired(key) if length is None else _corrupt(key, what % words)
+    return error
+
+
+def _expired(key: RecordKey) -> RoutesExpired:
+    msg = f"request {key.request_id}, choice {key.choice}: it expired while it was read"
+    return RoutesExpired(msg, request_id=key.request_id, choice=key.choice)
 
 
 def _corrupt(key: RecordKey, what: str) -> CorruptRecord:

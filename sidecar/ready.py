@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from routereplay.sidecar.reading import Piece, Slice, pieces
+from routereplay.sidecar.slices import Piece, Slice, pieces
+from routereplay.sidecar.store.base import RecordKey, StoredRecord
 from routereplay.wire.records import RecordManifest, RoutesItem, RowSource
 
 
@@ -12,38 +13,51 @@ from routereplay.wire.records import RecordManifest, RoutesItem, RowSource
 class Ready:
     """Rows of a record, whose every byte was verified once."""
 
-    manifest: RecordManifest
+    key: RecordKey
+    record: StoredRecord
     parts: list[Slice]
     """Where the rows are, in order and without a gap: more than one for a delta."""
-    tokens: memoryview
-    parent: int | None
+    padded_tokens: memoryview | None
+    """Its token ids, with zeros up to a multiple of 64 bytes; None as long as they are not read."""
+    parent: int | None = None
     rows_digest: bytes = b""
     """Empty as long as the chunks' own digests say it all."""
+    manifest: RecordManifest = field(init=False)
+    rows: int = field(init=False)
+    """Rows of all parts."""
+    nbytes: int = field(init=False)
+    """Bytes of all rows."""
+    is_whole: bool = field(init=False)
+    """Whether its rows are all chunks of its manifest."""
+
+    def __post_init__(self) -> None:
+        self.manifest = self.record.manifest
+        self.rows = sum([part.rows for part in self.parts])
+        self.nbytes = sum([part.nbytes for part in self.parts])
+        self.is_whole = (
+            len(self.parts) == 1
+            and self.parts[0].record is self.record
+            and self.rows == self.manifest.rows
+            and self.layers == self.manifest.num_layers
+        )
 
     @property
-    def is_whole(self) -> bool:
-        """Whether its rows are all chunks of its manifest."""
-        (part, *others), manifest = self.parts, self.manifest
-        return (
-            not others
-            and part.manifest is manifest
-            and (part.rows, part.layers) == (manifest.rows, manifest.num_layers)
-        )
+    def tokens(self) -> memoryview:
+        """Its int32 token ids, once they are read."""
+        if self.padded_tokens is None:
+            msg = f"the token ids of {self.key} were not read"
+            raise ValueError(msg)
+        return self.padded_tokens[: self.tokens_nbytes]
+
+    @property
+    def tokens_nbytes(self) -> int:
+        """Bytes of its token ids."""
+        return 4 * self.manifest.num_tokens
 
     @property
     def token_start(self) -> int:
         """Token index of the first row."""
         return self.parts[0].token_start
-
-    @property
-    def rows(self) -> int:
-        """Rows of all parts."""
-        return sum(part.rows for part in self.parts)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all rows."""
-        return sum(part.nbytes for part in self.parts)
 
     @property
     def layer_start(self) -> int:
@@ -73,7 +87,7 @@ def routes_item(ready: Ready, rows_offset: int, tokens_offset: int) -> RoutesIte
         rows_nbytes=ready.nbytes,
         rows_digest=ready.rows_digest,
         tokens_offset=tokens_offset,
-        tokens_nbytes=len(ready.tokens),
+        tokens_nbytes=ready.tokens_nbytes,
         parent=ready.parent,
         sources=sources_of(ready),
     )
@@ -81,8 +95,9 @@ def routes_item(ready: Ready, rows_offset: int, tokens_offset: int) -> RoutesIte
 
 def sources_of(ready: Ready) -> tuple[RowSource, ...]:
     """Return whose rows these are, or nothing if they are the record's own."""
-    own = ready.manifest.request_id, ready.manifest.choice
-    sources = [
+    if len(ready.parts) == 1 and ready.parts[0].key == ready.key:
+        return ()
+    return tuple(
         RowSource(
             request_id=part.key.request_id,
             choice=part.key.choice,
@@ -90,6 +105,4 @@ def sources_of(ready: Ready) -> tuple[RowSource, ...]:
             rows=part.rows,
         )
         for part in ready.parts
-    ]
-    named = [(source.request_id, source.choice) for source in sources]
-    return () if named == [own] else tuple(sources)
+    )

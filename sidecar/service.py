@@ -23,7 +23,7 @@ from routereplay.sidecar.lookup import (
     state_error,
     wait_for,
 )
-from routereplay.sidecar.reading import Range, Slice
+from routereplay.sidecar.slices import Range, Slice
 from routereplay.sidecar.store import parts
 from routereplay.sidecar.store.base import Blobs, Index, RecordKey, RecordStatus
 from routereplay.wire.digest import Buffer
@@ -107,7 +107,7 @@ class RouteStore:
         found = await self._sealed(
             RequestKey(id=request_id, choice=choice), tokens, layers, wait_s, gone
         )
-        await response.add_record(*found)
+        response.add_record(*found)
         await response.load()
         return response
 
@@ -123,7 +123,8 @@ class RouteStore:
         """Return the new rows of each sealed turn, once what is wanted is there and none pends."""
         response = Response(self._blobs)
         turns = await self._settled(wanted, wait_s, gone)
-        await response.add_trajectory(normalize_id(wanted.id), turns, tokens, layers)
+        (token_ids,) = await response.token_ids([turns])
+        await response.add_trajectory(normalize_id(wanted.id), turns, token_ids, tokens, layers)
         await response.load()
         return response
 
@@ -154,14 +155,17 @@ class RouteStore:
         # Side by side, so the batch waits as long as its slowest id and no longer.
         found = await asyncio.gather(*waits, return_exceptions=True)
         names = [*(key.id for key in request.requests), *(one.id for one in trajectories)]
+        token_ids = iter(
+            await response.token_ids(known for known in found if isinstance(known, list))
+        )
         for name, known in zip(names, found, strict=True):
             try:
                 if isinstance(known, BaseException):
                     raise known
                 if isinstance(known, list):
-                    await response.add_trajectory(normalize_id(name), known, *cuts)
+                    await response.add_trajectory(normalize_id(name), known, next(token_ids), *cuts)
                 else:
-                    await response.add_record(*known, name=name)
+                    response.add_record(*known, name=name)
             except (StoreUnavailable, StoreFull):
                 raise
             except RouteReplayError as error:

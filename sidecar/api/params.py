@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from routereplay.sidecar.auth.principal import Principal
 from routereplay.sidecar.journal import Event, Journal
-from routereplay.sidecar.reading import Range
 from routereplay.sidecar.runtime import Runtime
 from routereplay.sidecar.service import RouteStore
+from routereplay.sidecar.slices import Range
 from routereplay.sidecar.store import keys
 from routereplay.sidecar.store.base import RecordKey
 from routereplay.wire.errors import BadRequest, StoreUnavailable

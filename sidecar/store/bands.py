@@ -78,8 +78,7 @@ def split(rows: Buffer, shape: Shape, into: memoryview) -> bytes:
         value = np.frombuffer(into, np.uint8)
         for band in bands(shape, 0, shape.layers):
             _copy(rows_TLC[:, band.start : band.stop], _band_of(value, shape, band))
-    edges = [band.offset for band in bands(shape, 0, shape.layers)] + [shape.nbytes]
-    return b"".join(xxh3_128_digest(into[start:stop]) for start, stop in pairwise(edges))
+    return b"".join(xxh3_128_digest(into[start:stop]) for _, start, stop in _spans(shape))
 
 
 def lay_out(
@@ -105,6 +104,11 @@ def lay_out(
 
 def join(value: Buffer, shape: Shape, rows: memoryview) -> None:
     """Write all layers of a value to `rows`, `[tokens, layers, cell]`."""
+    if shape.layers % shape.bands == 0:
+        run = f"V{shape.layers // shape.bands * shape.cell}"
+        value_BT = np.frombuffer(value, run).reshape(shape.bands, shape.rows)
+        np.frombuffer(rows, run).reshape(shape.rows, shape.bands)[...] = value_BT.T
+        return
     into_TLC = np.frombuffer(rows, np.uint8).reshape(shape[:3])
     held = np.frombuffer(value, np.uint8)
     for band in bands(shape, 0, shape.layers):
@@ -127,11 +131,26 @@ def take(
     ]
 
 
+def are_intact(value: memoryview, layout: Layout, shape: Shape, number: int) -> bool:
+    """Return whether all bands of the `number`-th value of a chunk are as they were stored."""
+    return all(
+        is_intact(value[start:stop], layout, shape, number, band)
+        for band, start, stop in _spans(shape)
+    )
+
+
 def is_intact(held: memoryview, layout: Layout, shape: Shape, value: int, band: Band) -> bool:
     """Return whether a band of the `value`-th value of a chunk is as it was stored."""
     at = (value * shape.bands + band.number) * DIGEST_BYTES
     found = xxh3_128_digest(held) if layout.sums == "xxh3" else digest(held)
     return found == layout.digests[at : at + DIGEST_BYTES]
+
+
+def _spans(shape: Shape) -> Iterator[tuple[Band, int, int]]:
+    """Yield each band of a value with the bytes that it is."""
+    for band in bands(shape, 0, shape.layers):
+        nbytes = shape.rows * (band.stop - band.start) * shape.cell
+        yield band, band.offset, band.offset + nbytes
 
 
 def _band_of(value: np.ndarray, shape: Shape, band: Band) -> np.ndarray:

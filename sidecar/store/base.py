@@ -61,6 +61,11 @@ class Layout(msgspec.Struct, frozen=True, gc=False, array_like=True):
     sums: Sums = "blake3"
     """What the digests of bands are; records of before there was a choice say nothing."""
 
+    @property
+    def has_quick_sums(self) -> bool:
+        """Whether its bands are checked at less cost than the chunk by its own digest."""
+        return self.bands > 1 and self.sums == "xxh3"
+
 
 class StagedChunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What an upload has staged at one position, and how it was split into values."""

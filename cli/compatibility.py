@@ -27,9 +27,12 @@ _CUDA = " on CUDA"
 
 _ENVIRONMENTS = {
     "0.26.0": "`scripts/vllm-cpu-capture` gives its CPU kernel the capture hook that it lacks",
+    "0.28.0": "`scripts/vllm-cpu-capture` gives its kernel the hook",
+    "0.29.0": "as 0.28.0",
     "0.30.0": "as released, with Triton's interpreter for speculation and adapters",
     "0.26.0 on CUDA": "as released, with CUDA graphs, on two H200",
-    "0.32.0": "Triton's interpreter runs its kernels (`scripts/vllm-cpu-triton`)",
+    "0.31.0": "Triton's interpreter runs its kernels (`scripts/vllm-cpu-triton`)",
+    "0.32.0": "as 0.31.0",
     "0.33.0": "nobody has built it for CPUs: its own Python over the compiled kernels of 0.32.0 "
     "(`scripts/vllm-python-of`)",
 }

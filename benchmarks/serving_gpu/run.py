@@ -43,8 +43,8 @@ class Run:
     async def warm_up(self, server: Server) -> None:
         """Let a server compile what it compiles with its first requests."""
         async with _client() as http:
-            await Load(http, server.url, 0, {}).decoding(32, 32, 128, 32)
-            await Load(http, server.url, 0, {}).conversations(8, 2, 1000, 8)
+            await Load(http, server.url, 20_000, {}).decoding(128, 128, 512, 16)
+            await Load(http, server.url, 20_001, {}).conversations(8, 2, 1000, 8)
 
     async def load(
         self, server: Server, way: Way, name: str, seed: int, *, profiled: bool = False

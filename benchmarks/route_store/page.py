@@ -121,16 +121,18 @@ def _before(found: dict[str, Any]) -> str:
 
 def _serving() -> dict[str, str]:
     """Return the tables of the runs on a GPU."""
-    both, split, gathered = (_gpu(name)["summary"] for name in ("small", "split", "gathered"))
+    runs = [_gpu(name) for name in ("h100_true", "h200_true", "h100_small", "h200_small")]
     return {
-        **{f"SERVING_{load.upper()}": _rows(throughput(both[load])) for load in both},
-        "SERVING_STAGES": _rows(stages(split["decoding"], SPLIT)),
-        "SERVING_GATHERED": _rows(stages(gathered["decoding"], ("off", "routereplay"))),
+        **{
+            f"SERVING_{load.upper()}": _rows([row for run in runs for row in throughput(run, load)])
+            for load in ("decoding", "conversations")
+        },
+        "SERVING_STAGES": _rows(stages(_gpu("h100_split")["summary"]["decoding"], SPLIT)),
     }
 
 
 def _gpu(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((_RESULTS / f"serving_gpu_h100_{name}.json").read_text())
+    found: dict[str, Any] = json.loads((_RESULTS / f"serving_gpu_{name}.json").read_text())
     return found
 
 

@@ -7,19 +7,21 @@ from typing import Any
 Rows = list[dict[str, Any]]
 
 
-def throughput(figures: dict[str, dict[str, Any]]) -> Rows:
-    """Return a row for each way of one load: throughput, latency, bytes, and over capture off."""
+def throughput(run: dict[str, Any], load: str) -> Rows:
+    """Return a row for each way of one load of a run: throughput, latency, bytes, over off."""
     return [
         {
-            "": mode,
+            "": f"{run['card'].split()[1]}, {run['sizes']}, {mode}",
             "runs": figure["runs"],
             "requests/s": figure["requests_per_s"],
             "spread": _spread(figure["spread"]),
             "p95 s": figure["p95_s"],
             "bytes of a response": round(figure["response_bytes_per_request"]),
             "x off": figure["x_off"],
+            "of single rounds": _spread([min(figure["x_off_rounds"]), max(figure["x_off_rounds"])]),
         }
-        for mode, figure in figures.items()
+        for mode in ("off", "json", "routereplay")
+        if (figure := run["summary"][load].get(mode)) is not None
     ]
 
 

@@ -169,10 +169,25 @@ def test_an_edited_token_is_refused_while_packing(episodes, trajectories):
         stitch(trajectories[0], tokens)
 
 
+@pytest.fixture(scope="module", params=["0.16.1", "0.19.2"])
+def trained(request, checkpoint, episodes, trajectories, tmp_path_factory):
+    """What one process with a Megatron-Core made of the recorded routes, and of two others."""
+    batches = {name: pack(episodes, trajectories, SHAPE) for name in ("recorded", "other", "wrong")}
+    # Another expert in every row: live routing cannot pass for replay.
+    experts = batches["other"].routes.experts
+    experts[...] = (experts.astype(int) + 1) % SHAPE.num_experts
+    experts[:, 0] = 0  # the dense layer
+    # Valid in shape, range and tokens; only the canary can tell.
+    experts = batches["wrong"].routes.experts
+    experts[:, 1:] = (experts[:, 1:].astype(int) + 1) % SHAPE.num_experts
+    options = {"recorded": {}, "other": {"canary_every": 0}, "wrong": {}}
+    jobs = {name: (batch, options[name]) for name, batch in batches.items()}
+    return _train(request.param, checkpoint, jobs, tmp_path_factory.mktemp("trained"))
+
+
 @pytest.mark.megatron
-@pytest.mark.parametrize("version", ["0.16.1", "0.19.2"])
-def test_megatron_replays_what_vllm_executed(version, checkpoint, episodes, trajectories, tmp_path):
-    result = _train(version, checkpoint, pack(episodes, trajectories, SHAPE), tmp_path)
+def test_megatron_replays_what_vllm_executed(trained):
+    result = trained["recorded"]
 
     assert result["on"]["rows_differ"] == 0.0
     # Both engines compute in float32 here, so the log-probs agree to rounding.
@@ -182,22 +197,17 @@ def test_megatron_replays_what_vllm_executed(version, checkpoint, episodes, traj
 
 
 @pytest.mark.megatron
-@pytest.mark.parametrize("version", ["0.16.1", "0.19.2"])
-def test_replay_executes_the_routes_even_where_the_router_disagrees(
-    version, checkpoint, episodes, trajectories, tmp_path
-):
-    """Another expert in every row: live routing cannot pass for replay."""
-    batch = pack(episodes, trajectories, SHAPE)
-    moved = (batch.routes.experts.astype(int) + 1) % SHAPE.num_experts
-    moved[:, 0] = 0  # the dense layer
-    experts = batch.routes.experts
-    experts[...] = moved
-
-    result = _train(version, checkpoint, batch, tmp_path, canary_every=0)
+def test_replay_executes_the_routes_even_where_the_router_disagrees(trained):
+    result = trained["other"]
 
     assert result["off"]["rows_differ"] == 1.0
     assert result["on"]["rows_differ"] == 0.0
     assert result["on"]["mae"] > result["off"]["mae"]
+
+
+@pytest.mark.megatron
+def test_routes_that_are_not_the_models_stop_training(trained):
+    assert "ReplayMisrouted" in trained["wrong"]
 
 
 def test_transformers_replays_what_vllm_executed(checkpoint, episodes, trajectories):
@@ -353,23 +363,11 @@ def _stays_pending(client, request_id):
         client.fetch_request(request_id, wait_s=2)
 
 
-@pytest.mark.megatron
-@pytest.mark.parametrize("version", ["0.16.1", "0.19.2"])
-def test_routes_that_are_not_the_models_stop_training(
-    version, checkpoint, episodes, trajectories, tmp_path
-):
-    """Valid in shape, range and tokens; only the canary can tell."""
-    batch = pack(episodes, trajectories, SHAPE)
-    experts = batch.routes.experts
-    experts[:, 1:] = (experts[:, 1:].astype(int) + 1) % SHAPE.num_experts
+def _train(version, checkpoint, jobs, folder):
+    """Run `trainer.train` of each job in one process, on the Megatron-Core of `version`.
 
-    with pytest.raises(subprocess.CalledProcessError) as failed:
-        _train(version, checkpoint, batch, tmp_path)
-    assert "ReplayMisrouted" in failed.value.stderr
-
-
-def _train(version, checkpoint, batch, folder, **options):
-    """Run `trainer.train` in a process of its own, on the Megatron-Core of `version`."""
+    Return name -> its result, or the error of the canary that stopped it.
+    """
     folders = dict(
         item.split("=", 1)
         for item in os.environ.get("ROUTEREPLAY_TEST_MCORE_PATHS", "").split(":")
@@ -377,22 +375,29 @@ def _train(version, checkpoint, batch, folder, **options):
     )
     if version not in folders:
         pytest.skip(f"Megatron-Core {version} is not in ROUTEREPLAY_TEST_MCORE_PATHS")
-    (folder / "batch").write_bytes(pickle.dumps((checkpoint, batch, options)))
+    (folder / "jobs").write_bytes(pickle.dumps((checkpoint, jobs)))
     environment = dict(os.environ)
     paths = [folders[version], *sys.path]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     command = [sys.executable, "-W", "ignore", "-c", _TRAIN, str(folder)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return pickle.loads((folder / "result").read_bytes())
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return pickle.loads((folder / "results").read_bytes())
 
 
 _TRAIN = """
 import dataclasses, pathlib, pickle, sys
 from end_to_end import trainer
 from routereplay.parity.megatron_cpu import megatron_on_cpu, single_process_groups
+from routereplay.patches.megatron import ReplayMisrouted
 folder = pathlib.Path(sys.argv[1])
-checkpoint, batch, options = pickle.loads((folder / "batch").read_bytes())
+checkpoint, jobs = pickle.loads((folder / "jobs").read_bytes())
+results = {}
 with megatron_on_cpu(), single_process_groups():
-    result = trainer.train(checkpoint, batch, **options)
-(folder / "result").write_bytes(pickle.dumps(dataclasses.asdict(result)))
+    for name, (batch, options) in jobs.items():
+        try:
+            results[name] = dataclasses.asdict(trainer.train(checkpoint, batch, **options))
+        except ReplayMisrouted as error:
+            results[name] = f"{type(error).__name__}: {error}"
+(folder / "results").write_bytes(pickle.dumps(results))
 """

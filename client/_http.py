@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -28,6 +28,7 @@ Room: TypeAlias = Callable[[int], memoryview]
 """Returns writable memory of a body's length; may raise to refuse it."""
 
 _JOIN_BYTES = 32 * 1024
+_WHOLE_BYTES = 128 * 1024
 LONGEST_REFUSAL = 1024 * 1024
 """Bytes that are read of an answer that is not good, or has no length."""
 
@@ -67,7 +68,7 @@ class Connections:
         self._headers = dict(headers or {})
         self._connect_timeout_s = connect_timeout_s
         self._ssl_context = ssl_context
-        self._idle: deque[http.client.HTTPConnection] = deque()
+        self._idle: deque[_Head] = deque()
         self._process = os.getpid()
         parts = self._parts
         if parts.scheme not in ("http", "https", "unix") or not (parts.hostname or parts.path):
@@ -136,7 +137,7 @@ class Connections:
         while self._idle:
             self._idle.pop().close()
 
-    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+    def _take(self) -> tuple[_Head, bool]:
         if self._process != os.getpid():
             # Forked: they are the parent's, and an answer on one of them may be for him.
             self._idle, self._process = deque(), os.getpid()
@@ -144,28 +145,26 @@ class Connections:
             return self._idle.pop(), True
         return self._new(), False
 
-    def _give(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-    ) -> None:
+    def _give(self, connection: _Head, response: http.client.HTTPResponse) -> None:
         if response.will_close or not response.isclosed():
             connection.close()
         else:
             self._idle.append(connection)
 
-    def _new(self) -> http.client.HTTPConnection:
+    def _new(self) -> _Head:
         parts = self._parts
         if parts.scheme == "unix":
             return _UnixConnection(unquote(parts.path), self._connect_timeout_s)
         host = parts.hostname or ""
         if parts.scheme == "http":
-            return http.client.HTTPConnection(host, parts.port, timeout=self._connect_timeout_s)
-        return http.client.HTTPSConnection(
+            return _Head(host, parts.port, timeout=self._connect_timeout_s)
+        return _TlsConnection(
             host, parts.port, timeout=self._connect_timeout_s, context=self._ssl_context
         )
 
     def _ask(
         self,
-        connection: http.client.HTTPConnection,
+        connection: _Head,
         method: str,
         target: str,
         limits: tuple[float, float | None],
@@ -185,7 +184,7 @@ class Connections:
         connection.endheaders()
         # A server that refuses a body may answer and close before it has read it all.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            for piece in _joined(body):
+            for piece in _joined([connection.taken_head(), *body]):
                 connection.sock.sendall(piece)
         # Called as the class would be.
         connection.response_class = response_within(answer_s, timeout_s)  # type: ignore[assignment]
@@ -202,7 +201,26 @@ class Connections:
         return StoreUnreachable(msg, url=self.name)
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class _Head(http.client.HTTPConnection):
+    """Keeps the head of a request for who sends it with the body: each packet wakes the server."""
+
+    _held = b""
+
+    def send(self, data: Any) -> None:
+        """Keep it."""
+        self._held += data
+
+    def taken_head(self) -> bytes:
+        """Return what was kept, once."""
+        held, self._held = self._held, b""
+        return held
+
+
+class _TlsConnection(_Head, http.client.HTTPSConnection):
+    pass
+
+
+class _UnixConnection(_Head):
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("routereplay", timeout=timeout_s)
         self._path = path
@@ -235,6 +253,8 @@ def _body(response: http.client.HTTPResponse, room: Room) -> memoryview:
 
 def _joined(parts: Sequence[Buffer]) -> list[Buffer]:
     """Return the parts with small neighbours joined: a call of the kernel each would cost more."""
+    if sum(memoryview(part).nbytes for part in parts) <= _WHOLE_BYTES:
+        return [b"".join(parts)]
     joined: list[Buffer] = []
     small: list[Buffer] = []
     for part in parts:

@@ -38,6 +38,20 @@ class _InTime(io.RawIOBase):
         super().close()
 
 
+class _Socket:
+    """What a response takes for its socket."""
+
+    def __init__(self, connection: socket.socket, limit_s: float, timeout_s: float) -> None:
+        self._connection = connection
+        self._limit_s = limit_s
+        self._timeout_s = timeout_s
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        """Return what is received from now on, within the limit."""
+        ends_at = time.monotonic() + self._limit_s
+        return io.BufferedReader(_InTime(self._connection, ends_at, self._timeout_s))
+
+
 def response_within(
     answer_s: float | None, timeout_s: float
 ) -> Callable[..., http.client.HTTPResponse]:
@@ -50,15 +64,8 @@ def response_within(
         return http.client.HTTPResponse
     limit_s = answer_s
 
-    class Socket:
-        def __init__(self, connection: socket.socket) -> None:
-            self._connection = connection
-
-        def makefile(self, _: str) -> io.BufferedReader:
-            ends_at = time.monotonic() + limit_s
-            return io.BufferedReader(_InTime(self._connection, ends_at, timeout_s))
-
     def make(connection: socket.socket, *args: Any, **options: Any) -> http.client.HTTPResponse:
-        return http.client.HTTPResponse(Socket(connection), *args, **options)  # type: ignore[arg-type]
+        limited = _Socket(connection, limit_s, timeout_s)
+        return http.client.HTTPResponse(limited, *args, **options)  # type: ignore[arg-type]
 
     return make

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from routereplay.sidecar.http.answers import closing_answer
+from routereplay.sidecar.http.joining import JoiningTransport
 from routereplay.sidecar.http.limits import HttpLimits
 from routereplay.sidecar.http.watch import Watch
 from routereplay.wire.errors import (
@@ -144,6 +145,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._waiting is not None:
             self._waiting = self.loop.time(), self.transport.get_write_buffer_size()
         super().on_headers_complete()
+        self.cycle.transport = JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body; of one that was answered already, not too much."""

@@ -85,11 +85,15 @@ class Upload:
         # A prompt comes as one large array: it is sent as it is, in slices.
         rows_TLK = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else self._join(arrays))
         self._check_shape(rows_TLK)
-        check_rows(rows_TLK, model.num_experts, self.info.client.request_id)
-        self._watch.look(rows_TLK)
         step = max(chunk_bytes // self._row_nbytes, 1)
-        starts = range(0, len(rows_TLK), step)
-        return [self._chunk(rows_TLK[start : start + step], now) for start in starts]
+        parcels = []
+        for start in range(0, len(rows_TLK), step):
+            # All that is done with a chunk is done while it is in the cache.
+            chunk_TLK = rows_TLK[start : start + step]
+            check_rows(chunk_TLK, model.num_experts, self.info.client.request_id)
+            self._watch.look(chunk_TLK)
+            parcels.append(self._chunk(chunk_TLK, now))
+        return parcels
 
     def seal(self, ending: Ending, now: float) -> Parcel:
         """Return the seal: manifest and token ids."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import redis.asyncio
 from redis import exceptions as refusals
 
+from routereplay.sidecar.store.one_call import Command
 from routereplay.sidecar.store.redis_engine import script_text
 from routereplay.sidecar.store.resp_pool import RespPool
 
@@ -110,8 +111,8 @@ class RespCommands:
         return replies
 
     async def _send(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
-        encoded = [[_encoded(word) for word in command] for command in commands]
-        return await self._pool.call(encoded, ())
+        # The connections of this pool take text and numbers too.
+        return await self._pool.call(cast("Sequence[Command]", commands), ())
 
     def _script(self, name: str) -> tuple[bytes, bytes]:
         """Return a script's text and the digest that the engine knows it by."""
@@ -125,9 +126,3 @@ class RespCommands:
 def fields(reply: Any) -> Mapping[bytes, bytes]:
     """Return a hash; redis-py has made a mapping of it already."""
     return reply if isinstance(reply, Mapping) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-def _encoded(word: Word) -> bytes:
-    if isinstance(word, bytes):
-        return word
-    return word.encode() if isinstance(word, str) else b"%d" % word

@@ -9,11 +9,10 @@ import hiredis
 from redis import exceptions as refusals
 
 from routereplay.sidecar.store.one_call import Command, OneCall, Place
-from routereplay.sidecar.store.resp import packed
 
 
 class ReplyConnection(OneCall, asyncio.Protocol):
-    """One connection. Replies are parsed by hiredis."""
+    """One connection. Commands, of bytes, text and numbers, and replies are hiredis's work."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +23,9 @@ class ReplyConnection(OneCall, asyncio.Protocol):
         self, transport: asyncio.Transport, commands: Sequence[Command], _: Sequence[Place]
     ) -> None:
         self._wanted = len(commands)
-        transport.write(b"".join(piece for one in commands for piece in packed(one)))
+        # Its stub takes tuples of one word only.
+        packed = [hiredis.pack_command(tuple(one)) for one in commands]  # type: ignore[arg-type]
+        transport.write(b"".join(packed))
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from routereplay.wire.codec import Dtype, id_bits, is_shorter, read_rows
 from routereplay.wire.digest import Buffer, digest
 from routereplay.wire.errors import (
@@ -31,21 +33,22 @@ _KEEPS_MORE: dict[Dtype, tuple[Dtype, ...]] = {
 }
 
 
-def parse_body(body: Buffer) -> list[tuple[Frame, RouteReplayError | None]]:
-    """Return the frames of an ingest body, each with what is wrong with it or None.
+def frames_of(body: Buffer) -> Iterator[Frame]:
+    """Yield the frames of an ingest body; `fault` says what is wrong with one.
 
     Raises:
         UnsupportedWireVersion, MalformedFrame: the body cannot be told apart into frames
             of an upload, and nothing of it may be stored.
     """
-    frames = list(iter_frames(body))
-    if not frames:
+    frame = None
+    for frame in iter_frames(body):
+        if isinstance(frame.header, Routes):
+            msg = "a routes frame is an answer of the store and cannot be ingested"
+            raise MalformedFrame(msg)
+        yield frame
+    if frame is None:
         msg = "an ingest body holds at least one frame; this one is empty"
         raise MalformedFrame(msg)
-    if any(isinstance(frame.header, Routes) for frame in frames):
-        msg = "a routes frame is an answer of the store and cannot be ingested"
-        raise MalformedFrame(msg)
-    return [(frame, fault(frame)) for frame in frames]
 
 
 def fault(frame: Frame) -> RouteReplayError | None:

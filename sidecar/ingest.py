@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import cast
 
 from routereplay.sidecar.ancestry import Ancestry
-from routereplay.sidecar.checks import parse_body
-from routereplay.sidecar.reading import INLINE_BYTES
+from routereplay.sidecar.checks import fault, frames_of
 from routereplay.sidecar.refusals import refused
 from routereplay.sidecar.sealing import Sealer
-from routereplay.sidecar.staging import Arrived, Arriving, Stager, Values
+from routereplay.sidecar.staging import Arrived, Arriving, Stager, Values, offloaded
 from routereplay.sidecar.store import keys
-from routereplay.sidecar.store.base import Blobs, Entry, Index, Lead, Pointer, RecordKey
+from routereplay.sidecar.store.base import Blobs, Entry, Index, Lead, Pointer
 from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import RouteReplayError, StoreFull, StoreUnavailable
 from routereplay.wire.frame import Frame
 from routereplay.wire.ids import normalize_id
-from routereplay.wire.records import Chunk, Drop, FrameResult, IngestResult, RecordManifest, Seal
+from routereplay.wire.records import Chunk, Drop, FrameResult, IngestResult, Seal
 
-
-class _Numbered(NamedTuple):
-    """A valid frame, and its position in its body."""
-
-    number: int
-    frame: Frame
+_FRAMES_INLINE = 64
+"""More frames than this are told apart beside the event loop."""
 
 
 class Ingest:
@@ -67,63 +63,50 @@ class Ingest:
             MalformedFrame, UnsupportedWireVersion: nothing of the body was stored.
             StoreUnavailable, StoreFull: send the whole body again.
         """
-        if memoryview(body).nbytes > INLINE_BYTES:
-            # Hashing megabytes on the event loop would make every other client wait.
-            checked = await asyncio.to_thread(parse_body, body)
-        else:
-            checked = parse_body(body)
-        results = {
-            number: refused(fault) for number, (_, fault) in enumerate(checked) if fault is not None
-        }
-        valid = [
-            _Numbered(number, frame)
-            for number, (frame, fault) in enumerate(checked)
-            if fault is None
-        ]
-        for run in _runs(valid):
-            results |= await self._store(run)
-        in_order = tuple(results[number] for number in range(len(checked)))
-        return IngestResult(results=in_order), [frame for frame, _ in checked]
+        unread = frames_of(body)
+        frames = list(itertools.islice(unread, _FRAMES_INLINE))
+        if len(frames) == _FRAMES_INLINE:
+            frames += await asyncio.to_thread(list, unread)
+        results: dict[int, FrameResult] = {}
+        for run in _runs(frames):
+            await self._store(run, Arrived(results))
+        in_order = tuple(results[number] for number in range(len(frames)))
+        return IngestResult(results=in_order), frames
 
-    async def _store(self, run: Sequence[_Numbered]) -> dict[int, FrameResult]:
+    async def _store(self, run: Sequence[Arriving], arrived: Arrived) -> None:
         """Store a run: all chunks, then the seals and the drop that follow them."""
-        arrived = Arrived()
-        arriving = [
-            Arriving(number, self._key(chunk), chunk, payload)
-            for number, (chunk, payload) in run
-            if isinstance(chunk, Chunk)
-        ]
-        sealing = [
-            (number, header, self._key(header.manifest), payload)
-            for number, (header, payload) in run
-            if isinstance(header, Seal)
-        ]
+        sealing = [one for one in run if isinstance(one.frame.header, Seal)]
+        sealing = await self._sound(sealing, arrived)
 
         def tokens() -> Values:
             # Of what is sealed with the same body, one round trip earlier.
-            return [
-                value
-                for _, seal, key, payload in sealing
-                for value in self._sealer.tokens(key, seal, payload, arrived)
-            ]
+            return [value for one in sealing for value in self._sealer.tokens(one, arrived)]
 
-        await self._stager.stage(arriving, arrived, tokens)
-        results = arrived.results
-        for number, seal, key, payload in sealing:
+        chunks = [one for one in run if isinstance(one.frame.header, Chunk)]
+        await self._stager.stage(chunks, arrived, tokens)
+        for one in sealing:
             try:
-                results[number] = await self._sealer.seal(key, seal, payload, arrived)
+                arrived.results[one.number] = await self._sealer.seal(one, arrived)
             except (StoreUnavailable, StoreFull):
                 raise
             except RouteReplayError as error:
-                results[number] = refused(error)
+                arrived.results[one.number] = refused(error)
         # A drop is the last of its run.
-        number, (header, _) = run[-1]
-        if isinstance(header, Drop):
-            results[number] = await self._drop(header)
-        return results
+        if isinstance(run[-1].frame.header, Drop):
+            for one in await self._sound(run[-1:], arrived):
+                arrived.results[one.number] = await self._drop(cast("Drop", one.frame.header))
+
+    async def _sound(self, found: Sequence[Arriving], arrived: Arrived) -> list[Arriving]:
+        """Return those with which nothing is wrong; the others are refused."""
+        nbytes = sum(one.frame.payload.nbytes for one in found)
+        faults = await offloaded(nbytes, lambda: [fault(one.frame) for one in found])
+        for one, wrong in zip(found, faults, strict=True):
+            if wrong is not None:
+                arrived.results[one.number] = refused(wrong)
+        return [one for one, wrong in zip(found, faults, strict=True) if wrong is None]
 
     async def _drop(self, drop: Drop) -> FrameResult:
-        key = self._key(drop)
+        key = keys.record_key(self._namespace, drop)
         started_at = drop.started_at or time.time()
         entry = Entry(drop.engine_id, drop.ordinal, started_at, drop.reason, drop.rows)
         pointer = Pointer(key.tag, key.request_id)
@@ -134,24 +117,20 @@ class Ingest:
         await self._index.drop(key, normalize_id(drop.upload_id), entry)
         return FrameResult(status="noted")
 
-    def _key(self, of: Chunk | Drop | RecordManifest) -> RecordKey:
-        tag = keys.tag_of(self._namespace, of.request_id, of.trajectory_id)
-        return RecordKey(tag, of.request_id, of.choice)
 
-
-def _runs(valid: Sequence[_Numbered]) -> Iterator[list[_Numbered]]:
+def _runs(frames: Sequence[Frame]) -> Iterator[list[Arriving]]:
     """Yield frames in runs whose chunks may be stored before all else in them.
 
     A run ends with a drop, and before a chunk of an upload that it seals.
     """
-    run: list[_Numbered] = []
+    run: list[Arriving] = []
     sealed: set[str] = set()
-    for one in valid:
-        header = one.frame.header
+    for number, frame in enumerate(frames):
+        header = frame.header
         if isinstance(header, Chunk) and header.upload_id in sealed:
             yield run
             run, sealed = [], set()
-        run.append(one)
+        run.append(Arriving(number, frame))
         if isinstance(header, Seal):
             sealed.add(header.upload_id)
         elif isinstance(header, Drop):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import msgspec
 
 from routereplay.sidecar.ancestry import Ancestry
 from routereplay.sidecar.refusals import conflict, refusal
-from routereplay.sidecar.staging import Arrived, Values
+from routereplay.sidecar.staging import Arrived, Arriving, Values
 from routereplay.sidecar.store import keys, parts
 from routereplay.sidecar.store.base import (
     Blobs,
@@ -52,8 +53,9 @@ class Sealer:
         self._token_part_bytes = value_bytes // _TOKEN_BYTES * _TOKEN_BYTES
         self._staging_ttl_s = staging_ttl_s
 
-    def tokens(self, key: RecordKey, seal: Seal, payload: memoryview, arrived: Arrived) -> Values:
+    def tokens(self, one: Arriving, arrived: Arrived) -> Values:
         """Return the token ids of an upload if all its chunks `arrived` with the same body."""
+        key, seal, payload = self._found(one)
         manifest, upload_id = seal.manifest, normalize_id(seal.upload_id)
         staged = arrived.chunks.get((key.tag, upload_id), {})
         if not staged or not _has_all(staged, manifest):
@@ -62,14 +64,13 @@ class Sealer:
         arrived.tokens.update(name for name, _ in values)
         return values
 
-    async def seal(
-        self, key: RecordKey, seal: Seal, payload: memoryview, arrived: Arrived
-    ) -> FrameResult:
-        """Seal an upload, or raise why it cannot be; `payload` is its token ids.
+    async def seal(self, one: Arriving, arrived: Arrived) -> FrameResult:
+        """Seal an upload, or raise why it cannot be.
 
         What `arrived` with the same body need not be asked for: the index compares it in the
         step that seals.
         """
+        key, seal, payload = self._found(one)
         manifest, upload_id = seal.manifest, normalize_id(seal.upload_id)
         content = _content(manifest)
         staged = arrived.chunks.get((key.tag, upload_id), {})
@@ -99,6 +100,10 @@ class Sealer:
         if outcome == "sealed" or outcome == "replayed":
             return FrameResult(status=outcome)
         raise refusal(outcome, "seal", key)
+
+    def _found(self, one: Arriving) -> tuple[RecordKey, Seal, memoryview]:
+        seal = cast("Seal", one.frame.header)
+        return keys.record_key(self._namespace, seal.manifest), seal, one.frame.payload
 
     def _token_values(
         self, key: RecordKey, manifest: RecordManifest, upload_id: str, payload: memoryview

@@ -7,8 +7,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar, cast
 
+from routereplay.sidecar.checks import fault
 from routereplay.sidecar.reading import INLINE_BYTES
 from routereplay.sidecar.refusals import refusal, refused
 from routereplay.sidecar.room import Scratch
@@ -26,8 +28,11 @@ from routereplay.sidecar.store.base import (
 )
 from routereplay.sidecar.store.windows import WINDOW_BYTES, windows
 from routereplay.wire.digest import Buffer
+from routereplay.wire.frame import Frame
 from routereplay.wire.ids import normalize_id
 from routereplay.wire.records import Chunk, FrameResult
+
+T = TypeVar("T")
 
 _scratch = Scratch(2, 2 * WINDOW_BYTES)
 
@@ -36,29 +41,38 @@ Values = list[tuple[str, Buffer]]
 
 
 class Arriving(NamedTuple):
-    """A chunk of a body, valid in itself."""
+    """A frame of a body."""
 
     number: int
-    """Position of its frame in the body."""
+    """Its position."""
+    frame: Frame
+
+
+class _Laid(NamedTuple):
+    """A chunk that is valid in itself, and how it will be kept."""
+
+    number: int
     key: RecordKey
+    upload_id: str
     chunk: Chunk
-    payload: memoryview
+    staged: StagedChunk
+    values: list[memoryview]
 
 
 @dataclass(slots=True)
 class Arrived:
-    """What one body has brought so far."""
+    """What one run of frames has brought so far."""
 
-    results: dict[int, FrameResult] = field(default_factory=dict)
-    """Of its chunks, by position of the frame."""
+    results: dict[int, FrameResult]
+    """Of the body, by position of the frame."""
     chunks: defaultdict[tuple[str, str], dict[int, StagedChunk]] = field(
         default_factory=lambda: defaultdict(dict)
     )
-    """What this body staged, by tag and upload, by position in the upload."""
+    """What was staged, by tag and upload, by position in the upload."""
     tokens: set[str] = field(default_factory=set)
     """Keys of the token ids that were stored with chunks."""
     leads: dict[Lead, Pointer] = field(default_factory=dict)
-    """The names that it claimed, and where they lead."""
+    """The names that were claimed, and where they lead."""
 
 
 class Stager:
@@ -76,7 +90,7 @@ class Stager:
     async def stage(
         self, arriving: Sequence[Arriving], arrived: Arrived, more: Callable[[], Values]
     ) -> None:
-        """Stage chunks, in order, and add what became of them to `arrived`.
+        """Check and stage chunks, in order, and add what became of them to `arrived`.
 
         A window of them at a time: laid out, noted, and only then stored, as what is too
         much or at odds with what is there must not take memory of the engine.
@@ -87,23 +101,26 @@ class Stager:
             more: asked for values to store with the last ones, once these are noted.
         """
         for number, window in enumerate(found := list(windows(arriving, _nbytes)), 1):
-            nbytes = sum(one.payload.nbytes for one in window)
+            nbytes = sum(map(_nbytes, window))
             with _scratch.lent(nbytes) as scratch:
                 # The values are in it until they are put.
-                if nbytes > INLINE_BYTES:
-                    laid = await asyncio.to_thread(self._lay_out, window, scratch)
-                else:
-                    laid = self._lay_out(window, scratch)
-                values = await self._note(window, laid, arrived)
+                work = partial(self._lay_out, window, scratch, arrived)
+                laid = await offloaded(nbytes, work)
+                values = await self._note(laid, arrived)
                 if number == len(found):
                     values += more()
                 await self._blobs.put(values, self._staging_ttl_s)
 
     def _lay_out(
-        self, window: Sequence[Arriving], scratch: memoryview
-    ) -> list[tuple[StagedChunk, list[memoryview]]]:
+        self, window: Sequence[Arriving], scratch: memoryview, arrived: Arrived
+    ) -> list[_Laid]:
+        """Return what is valid; each chunk is hashed, looked at and copied while it is at hand."""
         laid = []
-        for _, _, chunk, payload in window:
+        for number, frame in window:
+            chunk, payload = cast("Chunk", frame.header), frame.payload
+            if wrong := fault(frame):
+                arrived.results[number] = refused(wrong)
+                continue
             layout, values = lay_out(chunk, payload, self._value_bytes, scratch)
             scratch = scratch[payload.nbytes :]
             staged = StagedChunk(
@@ -117,47 +134,39 @@ class Stager:
                 chunk.num_experts,
                 chunk.dtype,
             )
-            laid.append((staged, values))
+            key = keys.record_key(self._namespace, chunk)
+            laid.append(_Laid(number, key, normalize_id(chunk.upload_id), chunk, staged, values))
         return laid
 
-    async def _note(
-        self,
-        window: Sequence[Arriving],
-        laid: Sequence[tuple[StagedChunk, list[memoryview]]],
-        arrived: Arrived,
-    ) -> Values:
+    async def _note(self, laid: Sequence[_Laid], arrived: Arrived) -> Values:
         """Note chunks in the index and return the values of those that it takes."""
+        if not laid:
+            return []
         entry = Entry(started_at=time.time())
-        uploads = [normalize_id(one.chunk.upload_id) for one in window]
-        chunks = [
-            Staging(one.key, upload_id, one.chunk.seq, staged, entry)
-            for one, upload_id, (staged, _) in zip(window, uploads, laid, strict=True)
-        ]
+        chunks = [Staging(one.key, one.upload_id, one.chunk.seq, one.staged, entry) for one in laid]
         # With every chunk, as any of them may be the first to arrive; once in a body is enough.
-        leads = list(dict.fromkeys(lead for one in window for lead in self._leads(one)))
+        leads = list(dict.fromkeys(lead for one in laid for lead in self._leads(one)))
         leads = [lead for lead in leads if lead not in arrived.leads]
         outcomes, pointers = await self._index.stage(chunks, leads)
         arrived.leads.update(zip(leads, pointers, strict=True))
         values: Values = []
-        for one, noted, outcome, (staged, laid_values) in zip(
-            window, chunks, outcomes, laid, strict=True
-        ):
+        for one, outcome in zip(laid, outcomes, strict=True):
+            seq = one.chunk.seq
             if outcome == "staged" or outcome == "replayed":
                 arrived.results[one.number] = FrameResult(status=outcome)
             else:
-                what = f"chunk {noted.seq} of upload {noted.upload_id}"
+                what = f"chunk {seq} of upload {one.upload_id}"
                 arrived.results[one.number] = refused(refusal(outcome, what, one.key))
             if outcome == "staged":
-                arrived.chunks[one.key.tag, noted.upload_id][noted.seq] = staged
-                pieces = parts.chunk_parts(
-                    one.key.tag, noted.upload_id, noted.seq, staged, staged.layout
-                )
+                arrived.chunks[one.key.tag, one.upload_id][seq] = one.staged
+                where = one.key.tag, one.upload_id, seq, one.staged, one.staged.layout
+                pieces = parts.chunk_parts(*where)
                 values += [
-                    (part.key, value) for part, value in zip(pieces, laid_values, strict=True)
+                    (part.key, value) for part, value in zip(pieces, one.values, strict=True)
                 ]
         return values
 
-    def _leads(self, one: Arriving) -> list[Lead]:
+    def _leads(self, one: _Laid) -> list[Lead]:
         pointer = Pointer(one.key.tag, one.key.request_id)
         return [
             Lead(keys.name_of(self._namespace, item_id), pointer)
@@ -165,5 +174,13 @@ class Stager:
         ]
 
 
+async def offloaded(nbytes: int, work: Callable[[], T]) -> T:
+    """Return what `work` on so many bytes returns.
+
+    Hashing megabytes on the event loop would make every other client wait.
+    """
+    return await asyncio.to_thread(work) if nbytes > INLINE_BYTES else work()
+
+
 def _nbytes(one: Arriving) -> int:
-    return one.payload.nbytes
+    return one.frame.payload.nbytes

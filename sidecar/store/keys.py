@@ -21,6 +21,8 @@ hold no brace and no slash.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from routereplay.sidecar.store.base import RecordKey
 
 EPOCH = "rr:{epoch}"
@@ -37,6 +39,28 @@ def tag_of(namespace: str, request_id: str, trajectory_id: str | None) -> str:
 def trajectory_tag(namespace: str, trajectory_id: str) -> str:
     """Return the tag of a trajectory."""
     return f"{namespace}/t:{trajectory_id}"
+
+
+class Owned(Protocol):
+    """What belongs to one choice of a request: a chunk, a manifest, a drop."""
+
+    @property
+    def request_id(self) -> str:
+        """Of its request."""
+
+    @property
+    def choice(self) -> int:
+        """Of the request."""
+
+    @property
+    def trajectory_id(self) -> str | None:
+        """Of the request, if it is a turn."""
+
+
+def record_key(namespace: str, one: Owned) -> RecordKey:
+    """Return where the record of something lives."""
+    tag = tag_of(namespace, one.request_id, one.trajectory_id)
+    return RecordKey(tag, one.request_id, one.choice)
 
 
 def name_of(namespace: str, item_id: str) -> str:

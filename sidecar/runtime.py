@@ -53,6 +53,8 @@ class Runtime:
         """Connections for values and for commands, where redis-py is not needed."""
         self._watch: EngineWatch | None = None
         self._parts: tuple[Blobs, Index] | None = None
+        self._stores: dict[str, RouteStore] = {}
+        """By namespace."""
         self._journals: dict[str, Journal] = {}
 
     def store(self, namespace: str) -> RouteStore:
@@ -60,15 +62,18 @@ class Runtime:
         if self._parts is None:
             msg = "the sidecar is not open"
             raise RuntimeError(msg)
-        settings = self.settings
-        return RouteStore(
-            *self._parts,
-            namespace=namespace,
-            value_bytes=settings.value_bytes,
-            staging_ttl_s=settings.staging_ttl_s,
-            max_wait_s=settings.max_wait_s,
-            max_fetch_ids=settings.max_fetch_ids,
-        )
+        store = self._stores.get(namespace)
+        if store is None:
+            settings = self.settings
+            store = self._stores[namespace] = RouteStore(
+                *self._parts,
+                namespace=namespace,
+                value_bytes=settings.value_bytes,
+                staging_ttl_s=settings.staging_ttl_s,
+                max_wait_s=settings.max_wait_s,
+                max_fetch_ids=settings.max_fetch_ids,
+            )
+        return store
 
     def journal(self, namespace: str) -> Journal:
         """Return what happened lately in a namespace."""
@@ -155,6 +160,7 @@ class Runtime:
             await self._embedded.stop()
             self._embedded = None
         self._parts = None
+        self._stores.clear()
 
     async def check(self) -> None:
         """Raise unless the engine answers and is configured to keep what it is given."""

@@ -44,7 +44,7 @@ _Found: TypeAlias = tuple[RecordStatus, list[Slice]]
 class RouteStore:
     """Stages, seals, serves and deletes the routes of one namespace over an index and its blobs.
 
-    It holds nothing but what it is given: one is made for every request.
+    It holds nothing but what it is given, and serves any number of requests.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 from routereplay.sidecar.http.answers import closing_answer
 from routereplay.sidecar.http.joining import JoiningTransport
 from routereplay.sidecar.http.limits import HttpLimits
-from routereplay.sidecar.http.watch import Watch
+from routereplay.sidecar.watch import Watch
 from routereplay.wire.errors import (
     BadRequest,
     HeadersTooLarge,

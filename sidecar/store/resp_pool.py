@@ -47,22 +47,34 @@ class RespPool:
         Commands that may be repeated only: they are, once, if an idle connection was closed
         by the engine meanwhile.
         """
+        # One deadline for a turn, a connection and the replies: a caller that waits
+        # behind others that wait is told no later than they are.
+        ends_at = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            # One deadline for a turn, a connection and the replies: a caller that waits
-            # behind others that wait is told no later than they are.
-            async with asyncio.timeout(self._timeout_s), self._turn:
-                return await self._call(commands, places)
+            if self._turn.locked():
+                async with asyncio.timeout_at(ends_at):
+                    await self._turn.acquire()
+            else:
+                await self._turn.acquire()
+            try:
+                return await self._call(commands, places, ends_at)
+            finally:
+                self._turn.release()
         except TimeoutError as error:
             msg = f"no answer from the engine within {self._timeout_s:g} s"
             raise refusals.TimeoutError(msg) from error
 
-    async def _call(self, commands: Sequence[Command], places: Sequence[Place]) -> list[Any]:
+    async def _call(
+        self, commands: Sequence[Command], places: Sequence[Place], ends_at: float
+    ) -> list[Any]:
         while True:
             connection = self._reused()
             is_fresh = connection is None
-            connection = await self._open() if connection is None else connection
+            if connection is None:
+                async with asyncio.timeout_at(ends_at):
+                    connection = await self._open()
             try:
-                replies = await connection.call(commands, places)
+                replies = await connection.call(commands, places, ends_at)
             except refusals.ConnectionError:
                 if is_fresh:
                     raise

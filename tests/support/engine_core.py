@@ -17,6 +17,24 @@ def engine_core_of(server_pid):
     raise LookupError(msg)
 
 
+def worker_below(server_pid):
+    """Process id of a worker among all that a server has started, however deep."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(entry.name)
+            parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[pid] = (entry / "cmdline").read_bytes()
+    for pid, title in titles.items():
+        above = pid
+        while above in parents and above != server_pid:
+            above = parents[above]
+        if above == server_pid and b"Worker" in title:
+            return pid
+    msg = f"no worker below process {server_pid}"
+    raise LookupError(msg)
+
+
 @contextlib.contextmanager
 def held_still(pid):
     """Stop a process inside, so that nothing of it can end while it is looked at."""

@@ -1,16 +1,22 @@
 """vLLM's own front end in Rust before a real engine: the engine records by itself."""
 
 import concurrent.futures
+import contextlib
+import os
+import signal
+import sys
 import time
 
 import httpx
 import numpy as np
 import pytest
-from support.engine_core import engine_core_of, held_still
+from support.behaviours import WITHOUT_TAP
+from support.engine_core import engine_core_of, held_still, worker_below
 from support.openai_api import Api
 from support.vllm_rs import installed
 
-from routereplay.parity.child_server import free_port
+from routereplay.parity.child_server import ChildServer, free_port
+from routereplay.parity.vllm_server import CPU_ENVIRONMENT
 
 from .conftest import CROWDED
 
@@ -250,3 +256,59 @@ def test_a_server_that_is_told_to_stop_seals_what_is_open(server, api, sink, che
 
     check_cut(record, body["prompt"], tokens)
     assert record.manifest.finish_reason == "abort"
+
+
+@pytest.fixture(scope="module")
+def own_server(moe_path, sink, plugin_path, tmp_path_factory):
+    """`vllm-rs serve`, which starts a headless engine that is not told of it."""
+    port = free_port()
+    engine = ("--dtype", "float32", "--enforce-eager", "--block-size", "32")
+    engine = (*engine, "--num-gpu-blocks-override", "512")
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        **CPU_ENVIRONMENT,
+        "PYTHONPATH": plugin_path,
+        "ROUTEREPLAY_STORE_URL": sink.url,
+        "ROUTEREPLAY_TAP": "engine",
+    }
+    if WITHOUT_TAP:
+        environment["ROUTEREPLAY_ENABLED"] = "0"
+    server = ChildServer(
+        [
+            *(str(installed()), "serve", str(moe_path), "--port", str(port)),
+            *("--python", sys.executable, "--served-model-name", "tiny"),
+            *("--max-model-len", "1024", "--", *engine),
+        ],
+        port=port,
+        log_path=tmp_path_factory.mktemp("log") / "vllm-rs.log",
+        environment=environment,
+        ready_path="/health",
+        ready_timeout_s=240.0,
+    )
+    server.served_name = "tiny"
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def own_api(own_server):
+    return Api(own_server)
+
+
+@pytest.mark.behaviour("vllm-rs serve, ROUTEREPLAY_TAP=engine")
+def test_an_engine_that_it_starts_records_if_it_is_told_to(own_api, sink, check):
+    answer = own_api.complete("hello there", max_tokens=9)
+    choice = answer["choices"][0]
+
+    check(sink.wait(answer["id"]), choice["prompt_token_ids"], choice["token_ids"])
+
+
+@pytest.mark.behaviour("Rust front end: engine failure")
+def test_open_requests_of_an_engine_that_fails_are_lost_by_name(own_server, own_api, sink):
+    events = own_api.events("/v1/completions", prompt="never ending", max_tokens=900)
+    request_id = next(events)["id"]
+    os.kill(worker_below(own_server.pid), signal.SIGKILL)
+
+    assert sink.wait_drop(request_id).reason == "engine_error"
+    with contextlib.suppress(httpx.HTTPError):
+        list(events)

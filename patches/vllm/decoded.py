@@ -20,12 +20,19 @@ class Decoded(NamedTuple):
     row_of: Mapping[str, int]
     """Which of them is a request's."""
 
-    def give(self, outputs: Sequence[Any], *, gathered: bool) -> None:
-        """Give `EngineCoreOutput`s their rows: gathered, or each his own."""
+    def give(self, outputs: Sequence[Any], *, gathered: bool, taken: bool = False) -> None:
+        """Give `EngineCoreOutput`s their rows: gathered, or each his own.
+
+        `taken`: the recorder is here and has them all in a moment, so they may share an array.
+        """
         members = [output for output in outputs if output.new_token_ids]
         found = [self.row_of[output.request_id] for output in members]
         if gathered and len(members) > 1:
             members[0].routed_experts = self.rows_TLK[found][None]
+        elif taken:
+            rows_TLK = self.rows_TLK[found]
+            for begin, output in enumerate(members):
+                output.routed_experts = rows_TLK[begin : begin + 1]
         else:
             for output, row in zip(members, found, strict=True):
                 output.routed_experts = self.rows_TLK[[row]]

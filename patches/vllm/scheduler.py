@@ -64,7 +64,8 @@ def _gather_rows(original: Function) -> Function:
         updated = original(self, scheduler_output, model_runner_output, *args, **kwargs)
         if clients or tap:
             for client, step in updated.items():
-                _guard.run(_give, step.outputs, decoded, gathered=client in clients)
+                taken = tap is not None
+                _guard.run(_give, step.outputs, decoded, gathered=client in clients, taken=taken)
                 if tap:
                     _guard.run(tap.step, step.outputs)
         return updated
@@ -72,9 +73,9 @@ def _gather_rows(original: Function) -> Function:
     return update_from_output
 
 
-def _give(outputs: Sequence[Any], decoded: Decoded | None, *, gathered: bool) -> None:
+def _give(outputs: Sequence[Any], decoded: Decoded | None, *, gathered: bool, taken: bool) -> None:
     if decoded is not None:
-        decoded.give(outputs, gathered=gathered)
+        decoded.give(outputs, gathered=gathered, taken=taken)
     elif gathered:
         gather(outputs)
 

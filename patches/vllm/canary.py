@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from routereplay.patches.errors import PatchError
 from routereplay.patches.vllm.canary_request import (
+    REASON,
     TIMEOUT_S,
+    State,
     announce,
     ask_ranks,
     is_ours,
@@ -25,15 +27,11 @@ from routereplay.patches.vllm.canary_request import (
 )
 from routereplay.patches.vllm.core_generation import generate_in_core
 from routereplay.patches.vllm.evidence import doubts, routed_layers
+from routereplay.patches.vllm.late_canary import LateCanary
 from routereplay.patches.vllm.recorder import Recorder
 from routereplay.patches.vllm.settings import CanaryMode
 
 logger = logging.getLogger(__name__)
-
-State: TypeAlias = Literal["pending", "proven", "unproven", "failed"]
-
-REASON = "canary_failed"
-"""Why requests of a muted recorder are lost."""
 
 
 class CanaryFailed(PatchError):
@@ -43,7 +41,7 @@ class CanaryFailed(PatchError):
 
 
 class Canary:
-    """Judges one engine, once.
+    """Judges one engine before it serves; a `LateCanary` does after each change of weights.
 
     Args:
         recorder: of the engine's front end; shows the rows and hears the verdict.
@@ -66,6 +64,13 @@ class Canary:
         self._mode = mode
         self._publish = publish
         self._prompt = prompt_of(vocab_size, max_model_len)
+        self._later = LateCanary(
+            recorder,
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            publish=publish,
+            proven=True,
+        )
         self._task: asyncio.Task[None] | None = None
         self._problems: list[str] = []
         self.state: State = "pending"
@@ -84,9 +89,13 @@ class Canary:
                 self._task = asyncio.create_task(self._judge_async(engine))
             await asyncio.shield(self._task)
         self._raise_if_refused()
+        if self.state == "proven":
+            await self._later.before_serving(engine)
 
     def weights_may_have_come(self) -> None:
-        """Whether an engine captures its routes is no matter of their numbers."""
+        """The engine was told something after which its weights can be others."""
+        if self.state == "proven":
+            self._later.weights_may_have_come()
 
     def before_use(self, engine: Any) -> None:
         """Judge the routes of an offline `LLMEngine`.

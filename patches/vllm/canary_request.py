@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from routereplay.patches.vllm.recorder import Recorder
+
+State: TypeAlias = Literal["pending", "proven", "unproven", "failed"]
+
+REASON = "canary_failed"
+"""Why requests of a muted recorder are lost."""
 
 TIMEOUT_S = 120.0
 

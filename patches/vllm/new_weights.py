@@ -27,7 +27,7 @@ def _patch(name: str, method: str, reason: str) -> Patch:
         target=f"vllm.v1.engine.async_llm:AsyncLLM.{method}",
         uses=("self",),
         wrapper=_note_change,
-        reason=f"{reason} An engine that began with placeholders is judged after it.",
+        reason=f"{reason} The engine is judged after it.",
         remove_when="vLLM proves by itself that capture works.",
     )
 

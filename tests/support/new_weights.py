@@ -18,6 +18,11 @@ class Trained:
         return {"taken": taken}
     def say_nothing(self):
         return {}
+    def lose_hook(self):
+        for module in self.model_runner.get_model().modules():
+            router = getattr(module, "router", None)
+            if hasattr(router, "set_capture_fn"):
+                router.set_capture_fn(None)
 """
 """An extension of the worker, the way in which trainers bring new weights to an engine: here
 those that a CPU build has not packed into another layout when it loaded the model."""

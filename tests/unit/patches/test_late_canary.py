@@ -1,4 +1,4 @@
-"""An engine that begins with placeholders is judged when weights may have come, and not before."""
+"""An engine is judged when weights may have come, the more so if it began with placeholders."""
 
 import asyncio
 from types import SimpleNamespace
@@ -70,9 +70,11 @@ def test_placeholders_are_not_judged_and_the_first_request_after_new_weights_is_
     assert (front.asked, front.states) == ([None], ["unproven", "proven"])
     assert front.inner.recorder.model.moe_layers == (1, 2, 3)
 
-    front.command()
     front.request("later")
-    assert front.asked == [None], "once proven is enough"
+    assert front.asked == [None], "once is enough for these weights"
+    front.command()
+    front.request("with others")
+    assert front.asked == [None, None]
 
 
 def test_weights_that_have_not_come_yet_leave_it_unproven_until_they_have():
@@ -95,6 +97,35 @@ def test_routes_that_no_weights_explain_are_lost_by_name_until_they_are_real():
     assert front.states[-1] == "failed"
     front.command()
     assert front.request("again") == "recorded"
+    assert front.states[-1] == "proven"
+
+
+def hook_lost():
+    """A kernel that was built anew captures nothing: the buffer keeps another step's rows."""
+    rows = routes(seed=5)
+    rows[32:] = rows[31]
+    return rows
+
+
+@pytest.mark.parametrize("damaged", [ZERO, placeholders(), hook_lost()])
+def test_an_engine_that_was_real_and_lost_its_hook_with_new_weights_records_no_more(damaged):
+    front = Front(REAL)
+    command = NOTE_RESUME.wrapper(Front.get_supported_tasks)
+    front.serve()
+    assert front.states == ["pending", "proven"]
+
+    asyncio.run(command(front))
+    front.rows = damaged
+    assert front.serve() == ("generate",), "it serves"
+    front.inner.add("stale")
+    assert front.inner.handed.drops == {("stale", 0): "canary_failed"}
+    assert front.states[-1] == "failed"
+
+    asyncio.run(command(front))
+    front.rows = REAL
+    front.serve()
+    front.inner.add("real")
+    assert ("real", 0) not in front.inner.handed.drops
     assert front.states[-1] == "proven"
 
 

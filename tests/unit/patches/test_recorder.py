@@ -1,6 +1,7 @@
 """What the recorder hands on, for each way in which vLLM's requests come and go."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from support.recorded_engine import Engine, parent_of
@@ -244,6 +245,14 @@ def test_a_request_that_opts_out_is_counted_and_not_recorded(engine, refusal):
     assert output.routed_experts is None
     assert engine.handed.sources == {}
     assert engine.handed.ledger.stats().not_recorded == {"opted_out": 1}
+
+
+def test_a_request_of_an_adapter_is_recorded_under_its_name(engine):
+    engine.add("cmpl-a", lora_request=SimpleNamespace(lora_name="adapter"))
+    engine.add("cmpl-b")
+
+    assert engine.handed.opened["cmpl-a", 0].model_name == "adapter"
+    assert engine.handed.opened["cmpl-b", 0].model_name == "tiny"
 
 
 def serve(engine, headers, **request):

@@ -12,7 +12,13 @@ settings.load_profile("routereplay")
 _ONE_SERVER = ("tests/e2e/recorder_vllm/", "tests/e2e/whole_path/")
 """Folders whose files share one vLLM server: they stay with one worker, or each would start its
 own."""
-_OWN_SERVERS = ("test_engine_", "test_installed", "test_refused", "test_silent_failures")
+_OWN_SERVERS = (
+    "test_engine_",
+    "test_installed",
+    "test_refused",
+    "test_rust_",
+    "test_silent_failures",
+)
 """Files of them that start others, or none."""
 _MEGATRON = re.compile(r"(tests/e2e/megatron_replay/).*[\[-](\d+\.\d+\.\d+)[-\]]")
 """Tests of it that run in a process with one release of Megatron-Core, which takes seconds to

@@ -12,10 +12,13 @@ from typing import Any
 from routereplay.patches._patch import Function, Patch
 from routereplay.patches.vllm.attach import attach_engine, model_facts, process_settings
 from routereplay.patches.vllm.engine_tap import TAP, keep_core_request
+from routereplay.patches.vllm.guard import Guard
 from routereplay.patches.vllm.refusals import check_scheduler
 from routereplay.patches.vllm.releases import WEIGHT_VERSIONS, installed_release
 
 logger = logging.getLogger(__name__)
+
+_guard = Guard(logger, on_error=lambda: None, on_trip=lambda: None)
 
 _CORE = "vllm.v1.engine.core:EngineCore"
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
@@ -37,7 +40,7 @@ def _attach(original: Function) -> Function:
 def _keep_id(original: Function) -> Function:
     def preprocess_add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, request, *args, **kwargs)
-        keep_core_request(result[0], request)
+        _guard.run(lambda: keep_core_request(result[0], request))
         return result
 
     return preprocess_add_request

@@ -12,11 +12,15 @@ recorder stands there. It runs in the engine's loop, and it knows less than a fr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from routereplay.patches.vllm.canary import Canary
+from routereplay.patches.vllm.guard import Guard
 from routereplay.patches.vllm.recorder import Recorder
+
+logger = logging.getLogger(__name__)
 
 TAP = "_routereplay_tap"
 """Attribute of a `Scheduler` that records."""
@@ -84,9 +88,21 @@ class EngineTap:
         self.weight_version_of: Callable[[], str] | None = None
         """Tells the version of the engine's weights; None: this release has none."""
         self._weight_version = ""
+        self._guard = Guard(logger, recorder.failed, recorder.give_up)
 
     def request_added(self, request: Any) -> None:
         """Open the record of the engine's `Request`, which the scheduler is about to get."""
+        self._guard.run(self._request_added, request)
+
+    def step(self, outputs: Sequence[Any]) -> None:
+        """Take the rows of a step's `EngineCoreOutput`s, and seal what it ended."""
+        self._guard.run(self._step, outputs)
+
+    def requests_aborted(self, request_ids: str | Iterable[str] | None) -> None:
+        """End records whose request somebody else ended; None: all of them."""
+        self._guard.run(self._requests_aborted, request_ids)
+
+    def _request_added(self, request: Any) -> None:
         core_request = request.__dict__.pop(_CORE_REQUEST, None)
         if core_request is None or core_request.request_id in self.recorder.open:
             return
@@ -96,8 +112,7 @@ class EngineTap:
         # From which row on, and whatever else was added: the engine reads it from its own.
         request.sampling_params = core_request.sampling_params
 
-    def step(self, outputs: Sequence[Any]) -> None:
-        """Take the rows of a step's `EngineCoreOutput`s, and seal what it ended."""
+    def _step(self, outputs: Sequence[Any]) -> None:
         recorder = self.recorder
         if self.weight_version_of is not None:
             self._weights_are(self.weight_version_of())
@@ -108,8 +123,7 @@ class EngineTap:
                 record.state.output_token_ids += output.new_token_ids
         recorder.settle_finished(taken, outputs)
 
-    def requests_aborted(self, request_ids: str | Iterable[str] | None) -> None:
-        """End records whose request somebody else ended; None: all of them."""
+    def _requests_aborted(self, request_ids: str | Iterable[str] | None) -> None:
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
         self.recorder.requests_aborted(

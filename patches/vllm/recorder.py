@@ -130,6 +130,14 @@ class Recorder:
         """The server shuts down: what open requests have is sealed, while there is time."""
         self._guard.run(self.open.abort, list(self.open))
 
+    def failed(self) -> None:
+        """Count an error of the code around this recorder."""
+        self._exporter.ledger.internal_error()
+
+    def give_up(self) -> None:
+        """No open record can be completed, by our own fault."""
+        self._guard.run(self.open.lose_all, "internal_error")
+
     def _request_added(self, request: Any, state: Any) -> None:
         if request.sampling_params is None or request.request_id in self.open:
             return

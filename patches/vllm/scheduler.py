@@ -35,7 +35,7 @@ def _note_client(original: Function) -> Function:
         if _guard.run(asks, request):
             self.__dict__.setdefault(_CLIENTS, set()).add(request.client_index)
         elif tap := self.__dict__.get(TAP):
-            _guard.run(tap.request_added, request)
+            tap.request_added(request)
         elif _UNRECORDED not in self.__dict__:
             _guard.run(_note_unrecorded, self)
         return original(self, request, *args, **kwargs)
@@ -67,7 +67,7 @@ def _gather_rows(original: Function) -> Function:
                 taken = tap is not None
                 _guard.run(_give, step.outputs, decoded, gathered=client in clients, taken=taken)
                 if tap:
-                    _guard.run(tap.step, step.outputs)
+                    tap.step(step.outputs)
         return updated
 
     return update_from_output

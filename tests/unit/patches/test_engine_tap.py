@@ -122,6 +122,18 @@ def test_an_engine_that_fails_loses_what_is_open(loop):
     assert loop.handed.drops == {("cmpl-a", 0): "engine_error"}
 
 
+def test_our_own_errors_end_the_records_and_not_the_engines_loop(loop):
+    request = loop.add("cmpl-a")
+    loop.step(request, 3)
+    for _ in range(5):
+        loop.tap.step([SimpleNamespace(routed_experts=None)])
+    loop.step(request, 1, finish="length")
+
+    assert loop.handed.drops == {("cmpl-a", 0): "internal_error"}
+    assert loop.handed.seals == {}
+    assert loop.handed.ledger.stats().internal_errors == 5
+
+
 def test_a_request_of_our_own_front_end_is_left_to_it(loop):
     loop.tap.request_added(SimpleNamespace(request_id="a", sampling_params=None))
 

@@ -28,6 +28,14 @@ class Trained:
 those that a CPU build has not packed into another layout when it loaded the model."""
 
 
+IN_ITS_KERNEL = "this CPU build's kernel has the hook, which is the tests' own"
+
+
+def captures_in_its_kernel(release):
+    """Tell whether taking a router's hook away takes nothing: `scripts/vllm-cpu-capture`."""
+    return (0, 28) <= release.numbers < (0, 30)
+
+
 def taking_weights(folder, path):
     """Return the flags and variables of a server whose workers take weights on command.
 

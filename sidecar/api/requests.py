@@ -20,9 +20,10 @@ from routereplay.sidecar.api.params import (
     runtime_of,
     store_of,
 )
+from routereplay.sidecar.api.quick import QuickRoute
 from routereplay.sidecar.expert_load import expert_load
 
-router = APIRouter(prefix="/v1/requests", tags=["requests"])
+router = APIRouter(prefix="/v1/requests", tags=["requests"], route_class=QuickRoute)
 
 
 @router.get("/{request_id}", summary="All choices of a request and their state")

@@ -21,10 +21,11 @@ from routereplay.sidecar.api.params import (
     runtime_of,
     store_of,
 )
+from routereplay.sidecar.api.quick import QuickRoute
 from routereplay.sidecar.expert_load import expert_load
 from routereplay.wire.records import TrajectoryKey
 
-router = APIRouter(prefix="/v1/trajectories", tags=["trajectories"])
+router = APIRouter(prefix="/v1/trajectories", tags=["trajectories"], route_class=QuickRoute)
 
 
 @router.get("/{trajectory_id}", summary="Turns in order, coverage, policy versions")

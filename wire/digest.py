@@ -18,10 +18,10 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 def digest(*parts: Buffer) -> bytes:
     """Return the 16-byte BLAKE3 digest of the concatenation of `parts`."""
-    hasher = blake3.blake3()
-    for part in parts:
+    hasher = blake3.blake3(_flat(parts[0]) if parts else b"")
+    for part in parts[1:]:
         hasher.update(_flat(part))
-    return bytes(hasher.digest(DIGEST_BYTES))
+    return hasher.digest(DIGEST_BYTES)
 
 
 class RunningDigest:
@@ -41,5 +41,7 @@ class RunningDigest:
 
 def _flat(part: Buffer) -> memoryview:
     view = memoryview(part)
+    if view.ndim == 1 and view.format == "B":
+        return view
     # A view of a zero-sized array cannot be cast, and adds nothing to a hash.
     return view.cast("B") if view.nbytes else memoryview(b"")

@@ -41,9 +41,10 @@ def check_rows(rows_TLK: np.ndarray, num_experts: int, where: str) -> None:
     Distinctness inside a row is not checked here: dense layers are all-zero planes
     and only a reader that knows the model can tell them apart.
     """
-    if rows_TLK.ndim != 3 or rows_TLK.dtype.name not in _LITTLE_ENDIAN:
+    dtype = rows_TLK.dtype
+    if rows_TLK.ndim != 3 or dtype.kind != "u" or dtype.itemsize > 2:
         msg = (
-            f"{where}: routes have shape {rows_TLK.shape} and dtype {rows_TLK.dtype}; "
+            f"{where}: routes have shape {rows_TLK.shape} and dtype {dtype}; "
             "expected [tokens, layers, topk] of uint8 or uint16"
         )
         raise InvalidRoutes(msg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from routereplay.sidecar.store import keys
@@ -35,19 +35,30 @@ async def never_gone() -> bool:
 
 
 class Lookup:
-    """Finds requests and trajectories under any id that a client may know them by."""
+    """Finds requests and trajectories under any id that a client may know them by.
 
-    def __init__(self, index: Index, namespace: str) -> None:
+    Args:
+        index: where they are looked at.
+        namespace: of the ids.
+        ahead: what the first look at a name or a tag finds; see `ahead`.
+    """
+
+    def __init__(
+        self, index: Index, namespace: str, ahead: Mapping[str, list[RecordStatus]] | None = None
+    ) -> None:
         self._index = index
         self._namespace = namespace
-        self._ahead: dict[str, list[RecordStatus]] = {}
-        """What the first look at a name or a tag will find."""
+        self._ahead = dict(ahead or {})
 
-    async def ahead(self, requests: Iterable[str], trajectories: Iterable[str]) -> None:
-        """Look at many ids at once: the first look at each of them costs no trip of its own."""
+    async def ahead(self, requests: Iterable[str], trajectories: Iterable[str]) -> Lookup:
+        """Return a lookup that has looked at many ids at once, for who looks at them now.
+
+        Its first look at each of them costs no trip of its own; later ones do.
+        """
         names = [keys.name_of(self._namespace, normalize_id(one)) for one in requests]
         tags = [keys.trajectory_tag(self._namespace, normalize_id(one)) for one in trajectories]
-        self._ahead = await self._index.ahead(names, tags)
+        found = await self._index.ahead(names, tags)
+        return Lookup(self._index, self._namespace, found)
 
     async def request(self, request_id: str) -> list[RecordStatus]:
         """Return the status of every choice of a request, or raise `NotFound`."""

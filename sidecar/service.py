@@ -105,7 +105,7 @@ class RouteStore:
         """
         response = Response(self._blobs)
         found = await self._sealed(
-            RequestKey(id=request_id, choice=choice), tokens, layers, wait_s, gone
+            self._lookup, RequestKey(id=request_id, choice=choice), tokens, layers, wait_s, gone
         )
         response.add_record(*found)
         await response.load()
@@ -122,7 +122,7 @@ class RouteStore:
     ) -> Response:
         """Return the new rows of each sealed turn, once what is wanted is there and none pends."""
         response = Response(self._blobs)
-        turns = await self._settled(wanted, wait_s, gone)
+        turns = await self._settled(self._lookup, wanted, wait_s, gone)
         (token_ids,) = await response.token_ids([turns])
         await response.add_trajectory(normalize_id(wanted.id), turns, token_ids, tokens, layers)
         await response.load()
@@ -145,12 +145,12 @@ class RouteStore:
         trajectories = [
             TrajectoryKey(id=one) if isinstance(one, str) else one for one in request.trajectories
         ]
-        await self._lookup.ahead(
+        lookup = await self._lookup.ahead(
             [key.id for key in request.requests], [one.id for one in trajectories]
         )
         waits: list[Awaitable[_Found | list[RecordStatus]]] = [
-            *(self._sealed(key, *cuts, wait_s, gone) for key in request.requests),
-            *(self._settled(wanted, wait_s, gone) for wanted in trajectories),
+            *(self._sealed(lookup, key, *cuts, wait_s, gone) for key in request.requests),
+            *(self._settled(lookup, wanted, wait_s, gone) for wanted in trajectories),
         ]
         # Side by side, so the batch waits as long as its slowest id and no longer.
         found = await asyncio.gather(*waits, return_exceptions=True)
@@ -200,6 +200,7 @@ class RouteStore:
 
     async def _sealed(
         self,
+        lookup: Lookup,
         key: RequestKey,
         tokens: Range | None,
         layers: Range | None,
@@ -207,17 +208,17 @@ class RouteStore:
         gone: Gone,
     ) -> _Found:
         async def look() -> _Found:
-            status = await self._lookup.sealed(key.id, key.choice)
+            status = await lookup.sealed(key.id, key.choice)
             return status, await self._ancestry.slices(status, tokens, layers)
 
         # An ancestor may be on its way too: it is waited for alike.
         return await wait_for(look, wait_s=self._wait(wait_s), gone=gone)
 
     async def _settled(
-        self, wanted: TrajectoryKey, wait_s: float, gone: Gone
+        self, lookup: Lookup, wanted: TrajectoryKey, wait_s: float, gone: Gone
     ) -> list[RecordStatus]:
         return await wait_for(
-            lambda: self._lookup.whole(wanted),
+            lambda: lookup.whole(wanted),
             wait_s=self._wait(wait_s),
             done=settled,
             gone=gone,

@@ -1,5 +1,7 @@
 """Which rows a request leaves out, and what its record says of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from support.recorded_engine import Engine, parent_of
@@ -57,6 +59,7 @@ def test_the_requests_own_parameters_are_copied_and_those_of_vllm_stay(engine):
         ({"mm_features": [object()]}, {}),
         ({}, {"mm_features": [object()]}),
         ({"row_start": 1}, {}),
+        ({}, {"lora_request": SimpleNamespace(lora_name="adapter")}),
         ({}, {"extra_args": {"return_routed_experts": 1}}),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.recorded_engine import Engine, parent_of
 
@@ -245,6 +246,19 @@ def test_a_request_that_opts_out_is_counted_and_not_recorded(engine, refusal):
     assert output.routed_experts is None
     assert engine.handed.sources == {}
     assert engine.handed.ledger.stats().not_recorded == {"opted_out": 1}
+
+
+def test_an_engine_may_use_the_buffer_of_a_canarys_rows_again(engine):
+    shown = []
+    engine.recorder.show_rows_of("probe", shown)
+    rows = np.ones((3, 4, 2), "uint8")
+    output = SimpleNamespace(
+        request_id=engine.add("probe"), new_token_ids=[7], routed_experts=rows, finish_reason=None
+    )
+    engine.recorder.take([output])
+    rows[:] = 0
+
+    assert shown[0].all()
 
 
 def test_a_request_of_an_adapter_is_recorded_under_its_name(engine):

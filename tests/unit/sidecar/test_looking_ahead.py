@@ -1,9 +1,12 @@
-"""What a batch was told of its ids is for that batch, and for its first look alone."""
+"""Looks at many at once: for whom they are, and how many of them the engine does in one go."""
 
 import asyncio
 
+import msgspec
+
 from routereplay.sidecar.lookup import Lookup
 from routereplay.sidecar.store.base import Entry, RecordKey, RecordStatus
+from routereplay.sidecar.store.redis_looks import Looks
 
 TAG = "default/t:talk"
 
@@ -52,3 +55,34 @@ def test_nobody_else_is_told_what_a_batch_was_told():
     engine = Engine()
 
     assert asyncio.run(look()) == ("deleted", "deleted")
+
+
+def test_a_long_trajectory_is_looked_at_page_by_page():
+    names = [b"turn-%03d" % number for number in range(300)]
+    pages = []
+    noted = b"deleted upload " + msgspec.msgpack.encode(Entry())
+
+    class Commands:
+        together = True
+
+        async def run(self, *commands):
+            assert [command[0] for command in commands] == ["SMEMBERS"]
+            return [names]
+
+        async def script(self, name, keys, arguments):
+            asked = [one.encode() for one in arguments[6:]]
+            pages.append(len(asked))
+            if not asked:
+                return [TAG.encode(), len(names)]
+            fields = [[one, b"0", noted, None, None, None] for one in asked]
+            return [TAG.encode(), *(field for one in fields for field in one)]
+
+        async def scripts(self, calls):
+            return [await self.script(*call) for call in calls]
+
+    looks = Looks(Commands())
+    found = asyncio.run(looks.trajectory(TAG))
+
+    assert [one.key.request_id.encode() for one in found] == names
+    assert pages == [0, 256, 44]
+    assert asyncio.run(looks.ahead([], [TAG, TAG])) == {}

@@ -11,12 +11,12 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from routereplay.sidecar.room import Scratch
+from routereplay.sidecar.room import shared_scratch
 from routereplay.sidecar.slices import Piece
 from routereplay.sidecar.store import bands, parts
 from routereplay.sidecar.store.bands import Shape
 from routereplay.sidecar.store.base import Blobs, RecordKey, StoredRecord, Wanted
-from routereplay.sidecar.store.windows import WINDOW_BYTES, windows
+from routereplay.sidecar.store.windows import windows
 from routereplay.wire.digest import digest
 from routereplay.wire.errors import CorruptRecord, RouteReplayError, RoutesExpired
 from routereplay.wire.frame import aligned
@@ -24,7 +24,6 @@ from routereplay.wire.frame import aligned
 _AT_ONCE = 8
 """Windows that are read at one time: more would not come sooner, and each takes memory."""
 
-_scratch = Scratch(_AT_ONCE // 2, 2 * WINDOW_BYTES)
 _turn = asyncio.Semaphore(_AT_ONCE)
 
 INLINE_BYTES = 256 * 1024
@@ -84,7 +83,7 @@ async def read_rows(
     errors: dict[int, RouteReplayError] = {}
     for window in windows(wanted, _moved_nbytes) if wanted else iter([[]]):
         async with _turn:
-            with _scratch.lent(sum(map(_moved_nbytes, window))) as scratch:
+            with shared_scratch.lent(sum(map(_moved_nbytes, window))) as scratch:
                 errors |= await _read_window(blobs, window, tokens, scratch)
         # They came with the first window.
         tokens = ()

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from routereplay.sidecar.store.windows import WINDOW_BYTES
+
 
 class Room:
     """Hands out memory until there is none left; it comes back when nobody holds it."""
@@ -55,3 +57,7 @@ class Scratch:
         # Not after an error: a thread may still be at work with it.
         if memory.nbytes == self._nbytes and len(self._free) < self._most:
             self._free.append(memory)
+
+
+shared_scratch = Scratch(4, 2 * WINDOW_BYTES)
+"""For windows of values on their way in and out: one store of memory, as each process does both."""

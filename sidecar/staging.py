@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar, cast
 from routereplay.sidecar.checks import fault
 from routereplay.sidecar.reading import INLINE_BYTES
 from routereplay.sidecar.refusals import refusal, refused
-from routereplay.sidecar.room import Scratch
+from routereplay.sidecar.room import shared_scratch
 from routereplay.sidecar.store import keys, parts
 from routereplay.sidecar.store.bands import lay_out
 from routereplay.sidecar.store.base import (
@@ -26,15 +26,13 @@ from routereplay.sidecar.store.base import (
     StagedChunk,
     Staging,
 )
-from routereplay.sidecar.store.windows import WINDOW_BYTES, windows
+from routereplay.sidecar.store.windows import windows
 from routereplay.wire.digest import Buffer
 from routereplay.wire.frame import Frame
 from routereplay.wire.ids import normalize_id
 from routereplay.wire.records import Chunk, FrameResult
 
 T = TypeVar("T")
-
-_scratch = Scratch(2, 2 * WINDOW_BYTES)
 
 Values = list[tuple[str, Buffer]]
 """Values by key."""
@@ -102,7 +100,7 @@ class Stager:
         """
         for number, window in enumerate(found := list(windows(arriving, _nbytes)), 1):
             nbytes = sum(map(_nbytes, window))
-            with _scratch.lent(nbytes) as scratch:
+            with shared_scratch.lent(nbytes) as scratch:
                 # The values are in it until they are put.
                 work = partial(self._lay_out, window, scratch, arrived)
                 laid = await offloaded(nbytes, work)

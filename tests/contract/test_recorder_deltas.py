@@ -9,6 +9,7 @@ from support.route_store import decode_routes
 from support.store_processes import until
 
 from routereplay.client import RouteStoreClient
+from routereplay.client.stitching import stitch
 from routereplay.patches.vllm.exporter import Exporter
 from routereplay.patches.vllm.identity import ClientId
 from routereplay.patches.vllm.prefix import Lineage, ParentId
@@ -25,6 +26,13 @@ _NUMBERS = itertools.count()
 @pytest.fixture
 def exporter(store):
     # Nothing is framed before it must be.
+    made = Exporter(Settings(store.sidecar.url, flush_age_s=60.0))
+    yield made
+    made.close(5.0)
+
+
+@pytest.fixture
+def elsewhere(store):
     made = Exporter(Settings(store.sidecar.url, flush_age_s=60.0))
     yield made
     made.close(5.0)
@@ -149,6 +157,32 @@ def test_a_lost_turn_is_forgotten_at_once(store, exporter):
 
     described = store.get("/v1/trajectories/given").json()
     assert described["coverage"]["complete"] is False
+
+
+def test_a_conversation_that_moves_to_another_server_is_recorded_whole_there(
+    store, exporter, elsewhere
+):
+    first = Turn(exporter, "moved-0", range(10), [1, 2, 3]).capture().end()
+    sealed(exporter, 1)
+    prompt = [*range(10), 1, 2, 3, 4]
+    assert known(exporter, "moved", prompt) == (first.id, 12)
+    assert known(elsewhere, "moved", prompt) is None
+
+    second = Turn(elsewhere, "moved-1", prompt, [5, 6]).capture().end()
+    sealed(elsewhere, 1)
+    again = [*prompt, 5, 6, 7]
+    parent, start = known(exporter, "moved", again)
+    third = Turn(exporter, "moved-2", again, [8], parent=parent, start=start).capture().end()
+    sealed(exporter, 2)
+
+    assert (parent, start) == (first.id, 12)
+    assert exporter.stats().events.get("orphaned", 0) == 0
+    with RouteStoreClient(store.sidecar.url) as client:
+        trajectory = client.fetch_trajectory("moved")
+    stitched = stitch(trajectory, np.array([*again, 8], np.int32))
+    # Each row is the one under which its token was sampled: of the turn that captured it first.
+    rows = [first.rows, second.rows[12:], third.rows[len(prompt) + 1 - 12 :]]
+    assert np.array_equal(stitched.experts[:-1], np.concatenate(rows))
 
 
 def test_packed_turns_are_sealed_as_deltas_and_come_back_as_they_were_captured(packing, store):

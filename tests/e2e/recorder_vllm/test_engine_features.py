@@ -74,17 +74,18 @@ def test_a_stop_string_among_accepted_drafts_ends_the_record(speculating, sink, 
 
 @pytest.mark.behaviour("--api-server-count 2")
 def test_two_front_ends_record_what_each_has_served(two_front_ends, sink, check):
-    asked = prompts(12, 20, seed=4)
-    answers = []
-    for prompt in asked:
-        # A connection of its own: the kernel deals them out to the processes.
+    engines = set()
+    for number, prompt in enumerate(prompts(240, 20, seed=4), 1):
+        # A connection of its own: the kernel deals them out to the processes, and may well give
+        # a dozen in a row to one of them.
         with contextlib.closing(two_front_ends.fresh()) as api:
-            answers.append(api.complete(prompt, max_tokens=4))
-    records = [sink.wait(answer["id"]) for answer in answers]
-
-    for prompt, answer, record in zip(asked, answers, records, strict=True):
+            answer = api.complete(prompt, max_tokens=4)
+        record = sink.wait(answer["id"])
         check(record, prompt, answer["choices"][0]["token_ids"])
-    assert len({record.manifest.engine_id for record in records}) == 2
+        engines.add(record.manifest.engine_id)
+        if number >= 12 and len(engines) == 2:
+            break
+    assert len(engines) == 2
 
 
 @pytest.mark.behaviour("engine death")

@@ -14,7 +14,7 @@ from routereplay.sidecar.refusals import refused
 from routereplay.sidecar.sealing import Sealer
 from routereplay.sidecar.staging import Arrived, Arriving, Stager, Values, offloaded
 from routereplay.sidecar.store import keys
-from routereplay.sidecar.store.base import Blobs, Entry, Index, Lead, Pointer
+from routereplay.sidecar.store.base import Blobs, Entry, Index
 from routereplay.wire.digest import Buffer
 from routereplay.wire.errors import RouteReplayError, StoreFull, StoreUnavailable
 from routereplay.wire.frame import Frame
@@ -109,11 +109,7 @@ class Ingest:
         key = keys.record_key(self._namespace, drop)
         started_at = drop.started_at or time.time()
         entry = Entry(drop.engine_id, drop.ordinal, started_at, drop.reason, drop.rows)
-        pointer = Pointer(key.tag, key.request_id)
-        names = (key.request_id, *drop.aliases)
-        await self._index.claim(
-            [Lead(keys.name_of(self._namespace, one), pointer) for one in names]
-        )
+        await self._index.claim(keys.leads_to(self._namespace, key, drop.aliases))
         await self._index.drop(key, normalize_id(drop.upload_id), entry)
         return FrameResult(status="noted")
 

@@ -15,8 +15,6 @@ from routereplay.sidecar.store.base import (
     Blobs,
     Entry,
     Index,
-    Lead,
-    Pointer,
     RecordKey,
     SealRequest,
     StagedChunk,
@@ -120,16 +118,12 @@ class Sealer:
         An id that leads to a sealed record of another trajectory is a conflict. An alias
         that does stays where it is: the record is found by its own id.
         """
-        pointer = Pointer(key.tag, key.request_id)
-        wanted = [
-            Lead(keys.name_of(self._namespace, item_id), pointer)
-            for item_id in (key.request_id, *aliases)
-        ]
-        asked = [lead for lead in wanted if arrived.leads.get(lead) != pointer]
+        wanted = keys.leads_to(self._namespace, key, aliases)
+        asked = [lead for lead in wanted if arrived.leads.get(lead) != lead.pointer]
         if asked:
             arrived.leads.update(zip(asked, await self._index.claim(asked), strict=True))
         for lead in wanted:
-            if arrived.leads[lead] == pointer:
+            if arrived.leads[lead] == lead.pointer:
                 continue
             if lead == wanted[0]:
                 raise conflict(key)

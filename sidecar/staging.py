@@ -143,8 +143,12 @@ class Stager:
         entry = Entry(started_at=time.time())
         chunks = [Staging(one.key, one.upload_id, one.chunk.seq, one.staged, entry) for one in laid]
         # With every chunk, as any of them may be the first to arrive; once in a body is enough.
-        leads = list(dict.fromkeys(lead for one in laid for lead in self._leads(one)))
-        leads = [lead for lead in leads if lead not in arrived.leads]
+        named = dict.fromkeys(
+            lead
+            for one in laid
+            for lead in keys.leads_to(self._namespace, one.key, one.chunk.aliases)
+        )
+        leads = [lead for lead in named if lead not in arrived.leads]
         outcomes, pointers = await self._index.stage(chunks, leads)
         arrived.leads.update(zip(leads, pointers, strict=True))
         values: Values = []
@@ -163,13 +167,6 @@ class Stager:
                     (part.key, value) for part, value in zip(pieces, one.values, strict=True)
                 ]
         return values
-
-    def _leads(self, one: _Laid) -> list[Lead]:
-        pointer = Pointer(one.key.tag, one.key.request_id)
-        return [
-            Lead(keys.name_of(self._namespace, item_id), pointer)
-            for item_id in (one.key.request_id, *one.chunk.aliases)
-        ]
 
 
 async def offloaded(nbytes: int, work: Callable[[], T]) -> T:

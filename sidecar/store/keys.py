@@ -21,9 +21,10 @@ hold no brace and no slash.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
-from routereplay.sidecar.store.base import RecordKey
+from routereplay.sidecar.store.base import Lead, Pointer, RecordKey
 
 EPOCH = "rr:{epoch}"
 """The key of the engine's identity: when it is gone, so is everything else."""
@@ -61,6 +62,12 @@ def record_key(namespace: str, one: Owned) -> RecordKey:
     """Return where the record of something lives."""
     tag = tag_of(namespace, one.request_id, one.trajectory_id)
     return RecordKey(tag, one.request_id, one.choice)
+
+
+def leads_to(namespace: str, key: RecordKey, aliases: Iterable[str]) -> list[Lead]:
+    """Return what leads every name of a request to its record: its own id first."""
+    pointer = Pointer(key.tag, key.request_id)
+    return [Lead(name_of(namespace, one), pointer) for one in (key.request_id, *aliases)]
 
 
 def name_of(namespace: str, item_id: str) -> str:

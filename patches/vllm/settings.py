@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
@@ -117,27 +117,24 @@ def _positive(environ: Mapping[str, str], name: str, default: float) -> float:
 
 
 def _codec(text: str) -> Codec:
-    codec = text.strip().lower()
-    if codec not in get_args(Codec):
-        msg = f"ROUTEREPLAY_CODEC={text!r} means nothing; expected raw, bitpack or sorted"
-        raise ValueError(msg)
-    return cast(Codec, codec)
+    return cast(Codec, _word("CODEC", text, get_args(Codec)))
 
 
 def _canary(text: str) -> CanaryMode:
-    mode = text.strip().lower()
-    if mode not in get_args(CanaryMode):
-        msg = f"ROUTEREPLAY_CANARY={text!r} means nothing; expected refuse, mute or off"
-        raise ValueError(msg)
-    return cast(CanaryMode, mode)
+    return cast(CanaryMode, _word("CANARY", text, get_args(CanaryMode)))
 
 
 def _tap(text: str) -> Tap:
-    tap = text.strip().lower()
-    if tap not in get_args(Tap):
-        msg = f"ROUTEREPLAY_TAP={text!r} means nothing; expected auto or engine"
+    return cast(Tap, _word("TAP", text, get_args(Tap)))
+
+
+def _word(name: str, text: str, words: Sequence[str]) -> str:
+    word = text.strip().lower()
+    if word not in words:
+        expected = " or ".join([", ".join(words[:-1]), words[-1]])
+        msg = f"ROUTEREPLAY_{name}={text!r} means nothing; expected {expected}"
         raise ValueError(msg)
-    return cast(Tap, tap)
+    return word
 
 
 def _store_url(text: str) -> str:

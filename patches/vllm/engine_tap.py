@@ -35,7 +35,7 @@ def taps_engine(environ: Mapping[str, str]) -> bool:
     `ROUTEREPLAY_TAP=engine` says so where vLLM itself is not told of its Rust front end: the
     engines of `vllm-rs serve`, or started with `--headless` for it.
     """
-    if environ.get("ROUTEREPLAY_TAP", "auto").strip() == "engine":
+    if environ.get("ROUTEREPLAY_TAP", "auto").strip().lower() == "engine":
         return True
     return environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}
 

@@ -159,6 +159,7 @@ def test_new_weights_in_mid_request_begin_a_span(loop):
         ({"VLLM_USE_RUST_FRONTEND": "0"}, False),
         ({"VLLM_USE_RUST_FRONTEND": "1"}, True),
         ({"ROUTEREPLAY_TAP": "engine"}, True),
+        ({"ROUTEREPLAY_TAP": " Engine"}, True),
         ({"ROUTEREPLAY_TAP": "auto"}, False),
     ],
 )
